@@ -1,0 +1,3 @@
+"""deeplense: simulate, classify, find, generate and measure strong gravitational lenses."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,240 @@
+"""What a run is made of: TOML files, ``key=value`` overrides, and errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deeplense.errors import ConfigError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+# A section may be given by its most telling key alone: `data=DIR`, `model=microsoft/resnet-50`.
+SHORTHAND = {"data": "data.path", "model": "model.name"}
+
+
+class Section(BaseModel):
+    """A table of settings; unknown keys are errors, values do not change after they are read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class DataConfig(Section):
+    """Which images a run learns from, and how they are split."""
+
+    path: str | None = None  # a folder, a file, or "preset:common-test" for images simulated on the spot
+    val: str | None = None  # images to validate on; without it a part of `path` is split off
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training images, the same share of every class
+    max_bad_fraction: Fraction = 0.01
+    batch_size: PositiveInt = 64
+    max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
+
+
+class ModelConfig(Section):
+    """The network, and what happens to an image before it; everything here travels with the weights."""
+
+    name: str = "compact"  # our own, or any transformers image classifier
+    width: PositiveInt = 24  # channels of the compact network's first stage
+    pretrained: bool = False
+    init: str | None = None  # a run or a weights file to start from
+    crop: PositiveInt | None = None  # centre crop, pixels
+    size: PositiveInt | None = None  # resize (after the crop) to this many pixels
+    stretch: Literal["none", "sqrt", "asinh"] = "none"
+
+
+class AugmentConfig(Section):
+    """Random changes to training images; all off unless asked for."""
+
+    flips: bool = False
+    quarter_turns: bool = False
+    shift: Annotated[int, Field(ge=0)] = 0  # pixels, whole, edges repeated
+    degrees: NotNegative = 0.0  # affine: rotation within +-degrees
+    translate: Fraction = 0.0  # affine: shift within +-this share of the image
+    scale: tuple[float, float] = (1.0, 1.0)  # affine: zoom
+    shear: NotNegative = 0.0  # affine: degrees
+    crop: tuple[float, float] = (1.0, 1.0)  # share of the area kept by a random crop, resized back
+    blur: Fraction = 0.0  # probability of a Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 1.5)  # pixels
+
+
+class LossConfig(Section):
+    """Details of the loss."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class OptimConfig(Section):
+    """The optimiser and its learning-rate schedule."""
+
+    name: Literal["adam", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["constant", "cosine", "onecycle", "plateau"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of all steps over which the rate rises
+    plateau_patience: Annotated[int, Field(ge=0)] = 3  # epochs without a better score before the rate falls
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+class TrainConfig(Section):
+    """How long and on what the run trains, and what it leaves behind."""
+
+    epochs: PositiveInt = 10
+    accumulate: PositiveInt = 1  # batches to an optimiser step
+    clip: NotNegative = 0.0  # largest gradient norm; 0 = no limit
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = none are kept
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better score before stopping; 0 = never
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: PositiveInt = 1
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    channels_last: bool = True
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    export: list[Literal["json", "json.gz", "onnx"]] = []
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    task: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    out: str = "runs/run"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    def to_toml(self) -> str:
+        """The resolved settings as a TOML file that :func:`load` reads back to an equal Config."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        top = {k: v for k, v in values.items() if not isinstance(v, dict)}
+        tables = {k: v for k, v in values.items() if isinstance(v, dict)}
+        return "\n".join([_toml_lines(top), *(f"[{name}]\n{_toml_lines(table)}" for name, table in tables.items())])
+
+    def differences(self, other: Config, ignore: Sequence[str] = ("out",)) -> list[str]:
+        """Dotted keys on which two configs disagree."""
+        mine, theirs = dict(_flatten(self.model_dump())), dict(_flatten(other.model_dump()))
+        return [key for key in mine if mine[key] != theirs[key] and key not in ignore]
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a shipped config (``substructure``) or a TOML file, changed by ``key=value`` overrides.
+
+    Raises:
+        ConfigError: no such config, an unknown key, or a value out of range.
+    """
+    path = find(name)
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    values.setdefault("out", f"runs/{path.relative_to(folder()).with_suffix('') if _is_shipped(path) else path.stem}")
+    for override in overrides:
+        _apply(values, override)
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """A Config from nested plain values.
+
+    Raises:
+        ConfigError: the first unknown key, or the first value out of range, in one line.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def folder() -> Path:
+    """Where the shipped configs lie: inside an installed package, or in the repository."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def names() -> list[str]:
+    """The names of all shipped configs."""
+    return sorted(p.relative_to(folder()).with_suffix("").as_posix() for p in folder().rglob("*.toml"))
+
+
+def find(name: str) -> Path:
+    """The TOML file that a name or a path means.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no config {name!r}; {did_you_mean(name, names())} (or give a path to a .toml file)"
+        )
+    return path
+
+
+def keys() -> list[str]:
+    """Every dotted key that a config may hold."""
+    return [key for key, _ in _flatten(Config(task="").model_dump())]
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.is_relative_to(folder())
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _toml_lines(table: Mapping[str, Any]) -> str:
+    # JSON's strings, numbers, booleans and arrays of these are TOML as well.
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``key=value`` in nested values; the value is TOML, or else a plain string."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is not a setting; write key=value, for example train.epochs=5")
+    value = _value(text)
+    key = SHORTHAND.get(key, key) if not isinstance(value, dict) else key
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {parent!r} is a single value, not a table")
+    values[last] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing wrong, unknown keys before bad values."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}; {_nearest(key)}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key} = {first['input']!r}: {message}" if first["type"] != "missing" else f"{key} is missing"
+
+
+def _nearest(key: str) -> str:
+    """The nearest valid key, found by its last part first: `epochs` means `train.epochs`."""
+    last = key.rpartition(".")[2]
+    same = [k for k in keys() if k.rpartition(".")[2] == last]
+    return f"did you mean {same[0]!r}?" if same else did_you_mean(key, keys())

@@ -1,0 +1,103 @@
+"""The Lightning DataModule: LensSets in, whole batches out, in an order that depends on (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from deeplense.data.schema import LensSet
+from deeplense.errors import DataError
+
+Batch = dict[str, Tensor]
+
+
+class LensDataset(Dataset[Batch]):
+    """A LensSet that hands out whole batches: one gather from the array instead of a Python call per image."""
+
+    def __init__(self, lens_set: LensSet) -> None:
+        self.lens_set = lens_set
+
+    def __len__(self) -> int:
+        return len(self.lens_set)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+
+    def __getitems__(self, index: Sequence[int]) -> Batch:
+        """Images float32 (B, C, H, W) as read, their labels int64 (B,) where known, their places int64 (B,)."""
+        rows = np.asarray(index, dtype=np.int64)
+        batch = {"image": torch.from_numpy(self.lens_set.images[rows]), "index": torch.from_numpy(rows)}
+        if self.lens_set.label is not None:
+            batch["label"] = torch.from_numpy(np.asarray(self.lens_set.label[rows], dtype=np.int64))
+        return batch
+
+
+class LensDataModule(L.LightningDataModule):
+    """Training and validation images; the test split never comes here.
+
+    Raises:
+        DataError: the two sets differ in classes or channels, there are no labels, or fewer than two classes.
+    """
+
+    def __init__(self, train: LensSet, val: LensSet, batch_size: int, seed: int = 0) -> None:
+        super().__init__()
+        _check(train, val)
+        self.train, self.val, self.batch_size, self.seed = train, val, batch_size, seed
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their numbers."""
+        return self.train.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the training images."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def fingerprint(self) -> dict[str, str]:
+        """Names the training and the validation images."""
+        return {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.val, shuffle=False)
+
+    def _loader(self, lens_set: LensSet, shuffle: bool) -> DataLoader[Batch]:
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            LensDataset(lens_set), replicas, rank, shuffle=shuffle, seed=self.seed
+        )
+        return DataLoader(
+            LensDataset(lens_set),
+            self.batch_size,
+            sampler=sampler,
+            collate_fn=_as_is,
+            # A batch of one image has no batch statistics: an incomplete last batch waits for another epoch's order.
+            drop_last=shuffle and len(sampler) > self.batch_size,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the loader draws its worker seed here, not from the global generator
+        )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _check(train: LensSet, val: LensSet) -> None:
+    if train.label is None or val.label is None:
+        raise DataError("training needs labels: give folders with one sub-folder for each class")
+    if len(train.classes) < 2 or np.unique(train.label).size < 2:
+        raise DataError(f"only one class ({', '.join(train.classes)}): there is nothing to tell apart")
+    if train.classes != val.classes:
+        raise DataError(f"training classes are {train.classes}, validation classes are {val.classes}; they must agree")
+    if train.images.shape[1] != val.images.shape[1]:
+        raise DataError(f"training images are {train.images.shape[1:]}, validation images {val.images.shape[1:]}")

@@ -1,0 +1,200 @@
+"""What happens to images before the network: the model's own preparation, and random changes in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplense.config import AugmentConfig
+from deeplense.errors import DataError
+
+CHUNK = 512  # images at a time while statistics stream over a data set
+
+
+class Preprocess(nn.Module):
+    """Raw images to network inputs: resize, centre crop, resize, stretch, subtract the mean, divide by the scatter.
+
+    It belongs to the model and travels with it, so that images are prepared in prediction as they were in training.
+
+    Attributes:
+        input_size: (height, width) of the training images; images of another size are resized to it first.
+        crop: pixels of the centre crop, or None.
+        size: pixels to resize to after the crop, or None.
+        stretch: "none", "sqrt" or "asinh"; asinh acts on images divided by ``softening`` per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+    softening: Tensor
+
+    def __init__(
+        self, input_size: tuple[int, int], crop: int | None = None, size: int | None = None, stretch: str = "none"
+    ) -> None:
+        super().__init__()
+        if crop is not None and crop > min(input_size):
+            raise DataError(f"model.crop={crop} is larger than the images ({input_size[0]}x{input_size[1]} pixels)")
+        self.input_size, self.crop, self.size, self.stretch = input_size, crop, size, stretch
+        for name, value in (("mean", 0.0), ("std", 1.0), ("softening", 1.0)):
+            self.register_buffer(name, torch.full((1, 1, 1), value))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) as read -> (B, C, H', W') normalised."""
+        return (self._stretched(self._framed(images)) - self.mean) / self.std
+
+    def fit(self, images: np.ndarray) -> Preprocess:
+        """Set mean, scatter and softening per channel from training images (N, C, H, W), a few at a time.
+
+        Raises:
+            DataError: all pixels of a channel are equal.
+        """
+        if self.stretch == "asinh":
+            self.softening = _moments(self._framed(x) for x in _chunks(images))[1]
+        self.mean, self.std = _moments(self._stretched(self._framed(x)) for x in _chunks(images))
+        if not (self.std > 0).all():
+            raise DataError("every pixel of the training images has the same value: nothing can be learnt from them")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values from which :meth:`from_dict` makes an equal Preprocess, exact to the bit."""
+        settings = {"input_size": list(self.input_size), "crop": self.crop, "size": self.size, "stretch": self.stretch}
+        return settings | {name: buffer.flatten().tolist() for name, buffer in self.named_buffers()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """The Preprocess that :meth:`to_dict` described."""
+        height, width = values["input_size"]
+        new = cls((height, width), values["crop"], values["size"], values["stretch"])
+        for name in dict(new.named_buffers()):
+            setattr(new, name, torch.tensor(values[name], dtype=torch.float32)[:, None, None])
+        return new
+
+    def _framed(self, images: Tensor) -> Tensor:
+        images = _resized(images, self.input_size)
+        if self.crop is not None:
+            top, left = ((side - self.crop) // 2 for side in self.input_size)
+            images = images[:, :, top : top + self.crop, left : left + self.crop]
+        return images if self.size is None else _resized(images, (self.size, self.size))
+
+    def _stretched(self, images: Tensor) -> Tensor:
+        if self.stretch == "sqrt":
+            return images.sign() * images.abs().sqrt()
+        return torch.asinh(images / self.softening) if self.stretch == "asinh" else images
+
+
+class Augment(nn.Module):
+    """Random changes to a batch of raw training images, drawn per image from torch's global generator."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.kornia = _kornia(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        images = _randomly_turned(images, self.config.flips, self.config.quarter_turns)
+        if self.config.shift:
+            images = _randomly_shifted(images, self.config.shift)
+        return images if self.kornia is None else self.kornia(images)
+
+
+def d4(images: Tensor, element: int) -> Tensor:
+    """One of the eight symmetries of the square (0 = none changed): bit 2 mirrors x, bits 0-1 count quarter turns."""
+    images = images.flip(-1) if element & 4 else images
+    return torch.rot90(images, element & 3, dims=(-2, -1))
+
+
+def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> Tensor:
+    """A random symmetry for each image: of the square, or only mirrorings, or only turns."""
+    allowed = [
+        e for e in range(8) if (flips or not e & 4) and (quarter_turns or not e & 1) and (flips or quarter_turns)
+    ]
+    if quarter_turns and images.shape[-1] != images.shape[-2]:
+        raise DataError(
+            f"augment.quarter_turns needs square images, these are {tuple(images.shape[-2:])}; switch it off"
+        )
+    if not allowed:
+        return images
+    choice = torch.randint(len(allowed), (len(images),)).to(images.device)
+    turned = torch.empty_like(images)
+    for i, element in enumerate(allowed):
+        turned[choice == i] = d4(images[choice == i], element)
+    return turned
+
+
+def _randomly_shifted(images: Tensor, most: int) -> Tensor:
+    """Each image moved by whole pixels within +-most along both axes; edge pixels are repeated."""
+    for dim in (-2, -1):
+        length = images.shape[dim]
+        shift = torch.randint(-most, most + 1, (len(images), 1)).to(images.device)
+        source = (torch.arange(length, device=images.device) + shift).clamp(0, length - 1)
+        images = torch.take_along_dim(images, source[:, None, :, None] if dim == -2 else source[:, None, None], dim)
+    return images
+
+
+def _kornia(config: AugmentConfig) -> nn.Module | None:
+    """Affine, crop and blur as kornia modules; None when all are off, for kornia takes a second to import."""
+    affine = bool(config.degrees or config.translate or config.shear) or config.scale != (1.0, 1.0)
+    crop = config.crop != (1.0, 1.0)
+    if not (affine or crop or config.blur):
+        return None
+    import kornia.augmentation as K
+
+    steps: list[nn.Module] = []
+    if affine:
+        translate = (config.translate, config.translate) if config.translate else None
+        steps.append(
+            K.RandomAffine(
+                config.degrees, translate, config.scale, config.shear or None, padding_mode="reflection", p=1.0
+            )
+        )
+    if crop:
+        steps.append(_CropAndResize(config.crop))
+    if config.blur:
+        steps.append(K.RandomGaussianBlur((7, 7), config.blur_sigma, p=config.blur))
+    return nn.Sequential(*steps)
+
+
+class _CropAndResize(nn.Module):
+    """A random square-ish part of each image, resized back; ``area`` is the range of the share of the area kept."""
+
+    def __init__(self, area: tuple[float, float]) -> None:
+        super().__init__()
+        self.area = area
+
+    def forward(self, images: Tensor) -> Tensor:
+        import kornia.augmentation as K
+
+        size = (images.shape[-2], images.shape[-1])
+        return K.RandomResizedCrop(size, scale=self.area, ratio=(1.0, 1.0), p=1.0)(images)
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _chunks(images: np.ndarray) -> Iterator[Tensor]:
+    for start in range(0, len(images), CHUNK):
+        yield torch.from_numpy(np.array(images[start : start + CHUNK]))
+
+
+def _moments(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, shape (C, 1, 1) each, summed in float64 about the first chunk's mean."""
+    shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
+    for chunk in chunks:
+        x = chunk.double()
+        shift = x.mean(dim=(0, 2, 3), keepdim=True) if shift is None else shift
+        total = total + (x - shift).sum(dim=(0, 2, 3))
+        squares = squares + (x - shift).square().sum(dim=(0, 2, 3))
+        count += x[:, 0].numel()
+    if shift is None:
+        raise DataError("there are no training images to take the mean of")
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    return (shift.flatten() + mean).float()[:, None, None], std.float()[:, None, None]

@@ -1,0 +1,143 @@
+"""Probabilities that mean what they say: temperature scaling, reliability, and a change of the class mixture.
+
+References:
+    Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599: temperature (eq. 9) and ECE (eq. 3).
+    Saerens et al., Adjusting the outputs of a classifier to new a priori probabilities (2002), eq. 2.4.
+    Broecker & Smith, Increasing the reliability of reliability diagrams (2007): what chance alone would give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from deeplense.errors import DataError
+from deeplense.evaluate.arrays import as_float, check_logits, check_probs
+
+BINS = 15
+TEMPERATURES = (0.05, 20.0)  # beyond these a network is broken rather than miscalibrated
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Stated confidence against the share that was right, for each bin that holds an image.
+
+    Attributes:
+        confidence: mean probability of the predicted class, shape (M,).
+        accuracy: share of right predictions, shape (M,).
+        low, high: 95 % Wilson interval of the accuracy, shape (M,).
+        count: images in the bin, shape (M,).
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    count: np.ndarray
+
+
+def fit_temperature(logits: Any, label: Any) -> float:
+    """The T > 0 for which softmax(logits / T) has the least negative log-likelihood; confined to 0.05..20.
+
+    Args:
+        logits: shape (N, K), from images that were not trained on.
+        label: class numbers, shape (N,).
+
+    Raises:
+        DataError: shapes do not fit together, or a logit is NaN or infinite.
+    """
+    logits, label = check_logits(logits, label)
+    if np.ptp(logits, axis=1).max() == 0:
+        return 1.0  # equal logits stay equal at every temperature
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float(scaled[np.arange(len(label)), label].mean())
+
+    # The loss is convex in 1/T, hence has one minimum in log T.
+    best = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(best.x))
+
+
+def apply_temperature(logits: Any, temperature: float) -> np.ndarray:
+    """softmax(logits / temperature), float64, shape (N, K)."""
+    if not temperature > 0:
+        raise DataError(f"temperature is {temperature}; it must be above 0 (1 leaves the logits as they are)")
+    return softmax(as_float(logits) / temperature, axis=1)
+
+
+def expected_calibration_error(probs: Any, label: Any, bins: int = BINS) -> float:
+    """|accuracy - confidence| of the predicted class, averaged over equal-width bins by their number of images.
+
+    Args:
+        probs: shape (N, K).
+        label: class numbers, shape (N,).
+    """
+    probs, label = check_probs(probs, label)
+    right = probs.argmax(axis=1) == label
+    return float(_calibration_error(probs.max(axis=1), right[None], bins)[0])
+
+
+def chance_calibration_error(probs: Any, bins: int = BINS, draws: int = 1000, seed: int = 0) -> float:
+    """The ECE that a perfectly calibrated model with these confidences stays below in 95 % of samples of this size.
+
+    A measured ECE below it is no evidence of miscalibration.
+    """
+    confidence = as_float(probs).max(axis=1)
+    rng = np.random.default_rng(seed)
+    errors = [_calibration_error(confidence, rng.random((1, len(confidence))) < confidence, bins) for _ in range(draws)]
+    return float(np.quantile(np.concatenate(errors), 0.95))
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndarray:
+    """ECE, shape (B,), of confidences (N,) with B versions of which predictions were right, shape (B, N)."""
+    which = _bin_number(confidence, bins)
+    gaps = [np.bincount(which, row - confidence, minlength=bins) for row in right]
+    return np.abs(gaps).sum(axis=1) / len(confidence)
+
+
+def _bin_number(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
+def reliability_curve(probs: Any, label: Any, bins: int = BINS) -> ReliabilityCurve:
+    """The points of a reliability diagram over equal-width bins of the predicted class's probability."""
+    from scipy.stats import binomtest
+
+    probs, label = check_probs(probs, label)
+    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == label
+    which = _bin_number(confidence, bins)
+    filled, count = np.unique(which, return_counts=True)
+    hits = np.bincount(which, right, minlength=bins)[filled].astype(np.int64)
+    bounds = [binomtest(k, n).proportion_ci(method="wilson") for k, n in zip(hits, count, strict=True)]
+    return ReliabilityCurve(
+        confidence=np.bincount(which, confidence, minlength=bins)[filled] / count,
+        accuracy=hits / count,
+        low=np.array([bound.low for bound in bounds]),
+        high=np.array([bound.high for bound in bounds]),
+        count=count,
+    )
+
+
+def prior_shift(probs: Any, from_prior: Any, to_prior: Any) -> np.ndarray:
+    """Posterior probabilities for a world with another mixture of classes: p' ~ p * to_prior / from_prior.
+
+    Args:
+        probs: shape (N, K).
+        from_prior: class frequencies behind `probs`, all above 0, shape (K,); need not sum to one.
+        to_prior: class frequencies where the classifier is used, shape (K,).
+
+    Raises:
+        DataError: a prior of another length, a negative one, or a zero in `from_prior`.
+    """
+    probs, old, new = as_float(probs), as_float(from_prior), as_float(to_prior)
+    if old.shape != probs.shape[1:] or new.shape != probs.shape[1:]:
+        raise DataError(f"priors have shapes {old.shape} and {new.shape}; give one number for each of the classes")
+    if not (np.all(old > 0) and np.all(new >= 0) and new.sum() > 0):
+        raise DataError(f"priors {old} -> {new}: the first must be above 0 everywhere, the second nowhere below 0")
+    weighted = probs * (new / new.sum()) / (old / old.sum())
+    return weighted / weighted.sum(axis=1, keepdims=True)

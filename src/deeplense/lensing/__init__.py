@@ -1,0 +1,1 @@
+"""Physics: pure, batched, differentiable functions of tensors; no files, no hidden randomness."""

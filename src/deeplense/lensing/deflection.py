@@ -1,0 +1,134 @@
+"""Reduced deflection angles alpha(theta) and convergences kappa(theta) of the lenses that we use.
+
+Positions are arcsec, shape (H, W) or (B, H, W). Parameters of one lens an image have shape (B,); those of many
+haloes an image have shape (B, N), where a halo with ``theta_E = 0`` deflects nothing and serves as padding.
+Names and conventions are lenstronomy's; caustics' ``Rein`` of the SIE is the same product-average radius.
+"""
+
+from __future__ import annotations
+
+import torch
+from caustics.lenses import func
+from torch import Tensor
+
+Deflection = tuple[Tensor, Tensor]
+# A ray that hits a point mass or the end of a string exactly would divide by zero.
+SOFTENING = 1e-7
+
+
+def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """Shape (B,) -> (B, 1, 1), so that a parameter broadcasts over its image."""
+    return tuple(p[..., None, None] for p in parameters)
+
+
+def ellipticity_to_axis_ratio(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
+    """Axis ratio q and angle phi (radian) of the major axis, from e = (1-q)/(1+q) exp(2i phi).
+
+    A round lens has no angle: it is given the smallest ellipticity that keeps value and gradient finite.
+    """
+    e1 = torch.where((e1 == 0) & (e2 == 0), torch.finfo(e1.dtype).eps ** (2 / 3), e1)
+    e = torch.sqrt(e1**2 + e2**2)
+    return (1 - e) / (1 + e), torch.atan2(e2, e1) / 2
+
+
+def axis_ratio_to_ellipticity(q: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Ellipticity components e1, e2 from axis ratio q and angle phi (radian); inverse of the above."""
+    e = (1 - q) / (1 + q)
+    return e * torch.cos(2 * phi), e * torch.sin(2 * phi)
+
+
+def deflect_sie(
+    theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, e1: Tensor, e2: Tensor, center_x: Tensor, center_y: Tensor
+) -> Deflection:
+    """Deflection of a singular isothermal ellipsoid.
+
+    Args:
+        theta_x, theta_y: image-plane positions, arcsec, shape (H, W) or (B, H, W).
+        theta_E: product-average Einstein radius, arcsec, shape (B,).
+        e1, e2: ellipticity components, shape (B,).
+        center_x, center_y: arcsec, shape (B,).
+
+    Returns:
+        alpha_x, alpha_y: arcsec, shape (B, H, W).
+
+    References: Keeton, A Catalog of Mass Models (astro-ph/0102341), eqs. 34-35.
+    """
+    theta_E, e1, e2, center_x, center_y = _image(theta_E, e1, e2, center_x, center_y)
+    q, phi = ellipticity_to_axis_ratio(e1, e2)
+    return func.reduced_deflection_angle_sie(center_x, center_y, q, phi, theta_E, theta_x, theta_y)
+
+
+def converge_sie(
+    theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, e1: Tensor, e2: Tensor, center_x: Tensor, center_y: Tensor
+) -> Tensor:
+    """Convergence kappa of the SIE, shape (B, H, W); arguments as in :func:`deflect_sie`."""
+    theta_E, e1, e2, center_x, center_y = _image(theta_E, e1, e2, center_x, center_y)
+    q, phi = ellipticity_to_axis_ratio(e1, e2)
+    return func.convergence_sie(center_x, center_y, q, phi, theta_E, theta_x, theta_y)
+
+
+def deflect_shear(theta_x: Tensor, theta_y: Tensor, gamma1: Tensor, gamma2: Tensor) -> Deflection:
+    """Deflection of an external shear about the origin.
+
+    Args:
+        theta_x, theta_y: image-plane positions, arcsec, shape (H, W) or (B, H, W).
+        gamma1, gamma2: shear components, shape (B,).
+
+    Returns:
+        alpha_x, alpha_y: arcsec, shape (B, H, W).
+
+    References: Meneghetti, Introduction to Gravitational Lensing, eq. 3.80.
+    """
+    gamma1, gamma2 = _image(gamma1, gamma2)
+    return func.reduced_deflection_angle_external_shear(0.0, 0.0, gamma1, gamma2, theta_x, theta_y)
+
+
+def deflect_points(theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, x: Tensor, y: Tensor) -> Deflection:
+    """Summed deflection of point masses.
+
+    Haloes are added one after another: a (B, N, H, W) array would leave the cache and cost more than its arithmetic.
+
+    Args:
+        theta_x, theta_y: image-plane positions, arcsec, shape (H, W) or (B, H, W).
+        theta_E: Einstein radii, arcsec, shape (B, N); 0 marks padding.
+        x, y: positions of the masses, arcsec, shape (B, N).
+
+    Returns:
+        alpha_x, alpha_y: arcsec, shape (B, H, W).
+
+    References: Meneghetti, Introduction to Gravitational Lensing, eq. 3.1.
+    """
+    shape = torch.broadcast_shapes((len(theta_E), 1, 1), theta_x.shape)
+    alpha_x, alpha_y = theta_x.new_zeros(shape), theta_y.new_zeros(shape)
+    for n in range(theta_E.shape[1]):
+        halo_E, halo_x, halo_y = _image(theta_E[:, n], x[:, n], y[:, n])
+        dx, dy = func.reduced_deflection_angle_point(halo_x, halo_y, halo_E, theta_x, theta_y, SOFTENING)
+        alpha_x, alpha_y = alpha_x + dx, alpha_y + dy
+    return alpha_x, alpha_y
+
+
+def deflect_string(
+    theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor
+) -> Deflection:
+    """Deflection of a uniform straight string of mass, the projection of a superfluid vortex, in closed form.
+
+    With z = x + iy, ``conj(alpha)(z) = theta_E^2 / (z2 - z1) ln((z - z1) / (z - z2))``: the limit of infinitely many
+    point masses on the line from z1 to z2 at the cost of one. The branch cut of the logarithm lies on the string,
+    where the deflection really jumps.
+
+    Args:
+        theta_x, theta_y: image-plane positions, arcsec, shape (H, W) or (B, H, W).
+        theta_E: Einstein radius of the whole mass, arcsec, shape (B,).
+        x1, y1, x2, y2: ends of the string, arcsec, shape (B,); they must differ.
+
+    Returns:
+        alpha_x, alpha_y: arcsec, shape (B, H, W).
+    """
+    theta_E, x1, y1, x2, y2 = _image(theta_E, x1, y1, x2, y2)
+    dx1, dy1, dx2, dy2 = theta_x - x1, theta_y - y1, theta_x - x2, theta_y - y2
+    log_abs = (torch.log(dx1**2 + dy1**2 + SOFTENING**2) - torch.log(dx2**2 + dy2**2 + SOFTENING**2)) / 2
+    angle = torch.atan2(dy1 * dx2 - dx1 * dy2, dx1 * dx2 + dy1 * dy2)
+    length_x, length_y = x2 - x1, y2 - y1
+    strength = theta_E**2 / (length_x**2 + length_y**2)
+    # conj(alpha) = strength * conj(z2 - z1) * (log_abs + i angle); alpha_y changes sign with the conjugate.
+    return strength * (length_x * log_abs + length_y * angle), strength * (length_y * log_abs - length_x * angle)

@@ -1,0 +1,76 @@
+"""Surface brightness of galaxies, and the step from magnitudes to counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deeplense.lensing.deflection import _image, ellipticity_to_axis_ratio
+
+# A cusp is flattened inside this radius, as lenstronomy does: the profile's gradient is infinite at the centre.
+CORE = 1e-4
+
+
+def sersic_b(n_sersic: Tensor) -> Tensor:
+    """b_n that makes R_sersic the half-light radius, in lenstronomy's linear form (good to 0.2 % for n from 0.5 to 8).
+
+    References: Capaccioli (1989), b = 1.9992 n - 0.3271.
+    """
+    return (1.9992 * n_sersic - 0.3271).clamp_min(1e-5)
+
+
+def sersic(
+    x: Tensor,
+    y: Tensor,
+    amplitude: Tensor,
+    R_sersic: Tensor,
+    n_sersic: Tensor,
+    e1: Tensor,
+    e2: Tensor,
+    center_x: Tensor,
+    center_y: Tensor,
+) -> Tensor:
+    """Surface brightness of an elliptical Sersic profile.
+
+    Args:
+        x, y: positions (source plane for a lensed galaxy), arcsec, shape (H, W) or (B, H, W).
+        amplitude: surface brightness at R_sersic, any flux per arcsec^2, shape (B,).
+        R_sersic: product-average half-light radius, arcsec, shape (B,).
+        n_sersic, e1, e2: Sersic index and ellipticity components, shape (B,).
+        center_x, center_y: arcsec, shape (B,).
+
+    Returns:
+        Surface brightness in the unit of ``amplitude``, shape (B, H, W).
+
+    References: Graham & Driver, A Concise Reference to Sersic Quantities (astro-ph/0503176), eq. 1.
+    """
+    amplitude, R_sersic, n_sersic, e1, e2, center_x, center_y = _image(
+        amplitude, R_sersic, n_sersic, e1, e2, center_x, center_y
+    )
+    q, phi = ellipticity_to_axis_ratio(e1, e2)
+    dx, dy = x - center_x, y - center_y
+    along = dx * torch.cos(phi) + dy * torch.sin(phi)
+    across = dy * torch.cos(phi) - dx * torch.sin(phi)
+    R = torch.sqrt((q * along**2 + across**2 / q).clamp_min(CORE**2))
+    # exp(ln R / n) is the power R^(1/n) at a third of its cost, and its gradient in n needs no special case.
+    return amplitude * torch.exp(-sersic_b(n_sersic) * (torch.exp(torch.log(R / R_sersic) / n_sersic) - 1))
+
+
+def sersic_flux(amplitude: Tensor, R_sersic: Tensor, n_sersic: Tensor) -> Tensor:
+    """Total flux of a Sersic profile of any ellipticity, in the unit of ``amplitude`` times arcsec^2.
+
+    References: Graham & Driver (astro-ph/0503176), eq. 2, with the product-average radius.
+    """
+    b = sersic_b(n_sersic)
+    log_shape = b - 2 * n_sersic * torch.log(b) + torch.lgamma(2 * n_sersic)
+    return amplitude * R_sersic**2 * 2 * torch.pi * n_sersic * torch.exp(log_shape)
+
+
+def magnitude_to_counts(magnitude: Tensor, magnitude_zero_point: Tensor | float) -> Tensor:
+    """Counts per second of a source of AB ``magnitude``, where the zero point is the magnitude of one count per second."""
+    return 10 ** (-0.4 * (magnitude - magnitude_zero_point))
+
+
+def counts_to_magnitude(counts: Tensor, magnitude_zero_point: Tensor | float) -> Tensor:
+    """AB magnitude of ``counts`` per second; the inverse of :func:`magnitude_to_counts`."""
+    return magnitude_zero_point - 2.5 * torch.log10(counts)

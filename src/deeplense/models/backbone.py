@@ -1,0 +1,148 @@
+"""Image classifiers by name: our compact network, or any that transformers knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from deeplense.config import ModelConfig
+from deeplense.errors import ModelError, did_you_mean
+from deeplense.models.compact import CompactNet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Architectures that build without any network; the numbers are those of each model card's config.json.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "microsoft/resnet-18": {
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "depths": [2, 2, 2, 2],
+        "hidden_sizes": [64, 128, 256, 512],
+    },
+    "microsoft/resnet-34": {
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "depths": [3, 4, 6, 3],
+        "hidden_sizes": [64, 128, 256, 512],
+    },
+    "microsoft/resnet-50": {"model_type": "resnet", "layer_type": "bottleneck", "depths": [3, 4, 6, 3]},
+    "facebook/convnextv2-atto-1k-224": {
+        "model_type": "convnextv2",
+        "depths": [2, 2, 6, 2],
+        "hidden_sizes": [40, 80, 160, 320],
+    },
+    "facebook/convnextv2-femto-1k-224": {
+        "model_type": "convnextv2",
+        "depths": [2, 2, 6, 2],
+        "hidden_sizes": [48, 96, 192, 384],
+    },
+    "facebook/convnextv2-tiny-1k-224": {"model_type": "convnextv2"},
+    "google/efficientnet-b0": {
+        "model_type": "efficientnet",
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 1280,
+        "image_size": 224,
+        "dropout_rate": 0.2,
+        "batch_norm_momentum": 0.1,  # the card's 0.99 is TensorFlow's convention; torch means 1 - momentum
+    },
+}
+
+
+class TransformersNet(nn.Module):
+    """A transformers classifier as a plain module: images in, logits out.
+
+    Attributes:
+        architecture: everything needed to build the same network again without a hub.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        from transformers import AutoModelForImageClassification
+
+        super().__init__()
+        self.network = AutoModelForImageClassification.from_config(config)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()  # transformers draws EfficientNet's gains from N(0, 0.02): nothing passes
+        self.architecture: dict[str, Any] = config.to_dict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, num_outputs)."""
+        return self.network(pixel_values=x).logits
+
+
+def build(
+    model: ModelConfig, in_channels: int, num_outputs: int, architecture: dict[str, Any] | None = None
+) -> nn.Module:
+    """The network that ``model`` names, for images of ``in_channels`` channels: (B, C, H, W) -> (B, num_outputs).
+
+    Args:
+        architecture: what a run has stored of a transformers network; then nothing is looked up.
+
+    Raises:
+        ModelError: no such network, or its weights cannot be had.
+    """
+    if model.name == "compact":
+        if model.pretrained:
+            raise ModelError(
+                "the compact network has no ImageNet weights; set model.pretrained=false or model.init=RUN"
+            )
+        return CompactNet(in_channels, num_outputs, model.width)
+    if architecture is not None:
+        return TransformersNet(_from_dict(architecture))
+    network = TransformersNet(_architecture(model, in_channels, num_outputs))
+    if model.pretrained:
+        network.network.load_state_dict(_pretrained_state(model.name, in_channels, num_outputs))
+    return network
+
+
+def _architecture(model: ModelConfig, in_channels: int, num_outputs: int) -> PreTrainedConfig:
+    """A known architecture by its full or short name, or what a local folder or the hub says of it."""
+    names = [name for name in ARCHITECTURES if model.name in (name, name.partition("/")[2])]
+    if names and not model.pretrained:
+        return _from_dict({**ARCHITECTURES[names[0]], "num_channels": in_channels, "num_labels": num_outputs})
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model.name, num_channels=in_channels, num_labels=num_outputs)
+    except (OSError, ValueError) as error:
+        raise _out_of_reach(model.name) from error
+
+
+def _from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**values)
+
+
+def _pretrained_state(name: str, in_channels: int, num_outputs: int) -> dict[str, Tensor]:
+    """Published weights with a new head, the first convolution's kernels fitted to ``in_channels``."""
+    from transformers import AutoModelForImageClassification
+
+    try:
+        network = AutoModelForImageClassification.from_pretrained(
+            name, num_labels=num_outputs, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        raise _out_of_reach(name) from error
+    state = network.state_dict()
+    first = next(key for key, weight in state.items() if weight.ndim == 4 and weight.shape[1] == 3)
+    # A grey image in every colour channel gives the sum over colours; shared out evenly among several channels.
+    state[first] = state[first].sum(dim=1, keepdim=True).repeat(1, in_channels, 1, 1) / in_channels
+    return state
+
+
+def _out_of_reach(name: str) -> ModelError:
+    known = ["compact", *ARCHITECTURES]
+    if Path(name).is_dir():
+        return ModelError(
+            f"{name} holds no image classifier that transformers can read (config.json, model.safetensors)"
+        )
+    return ModelError(
+        f"{name!r} is not here and the Hugging Face hub gives no such model or cannot be reached: give a local folder, "
+        f"set HF_HOME to a filled cache, or take one that builds offline with model.pretrained=false "
+        f"({did_you_mean(name, known)})"
+    )

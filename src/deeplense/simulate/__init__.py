@@ -1,0 +1,1 @@
+"""Who lives in the image: scenes drawn from priors, rendered by the physics core."""

@@ -1,0 +1,20 @@
+"""One LightningModule for each purpose, found by name."""
+
+from __future__ import annotations
+
+from deeplense.errors import ConfigError, did_you_mean
+from deeplense.tasks.base import LensTask
+from deeplense.tasks.substructure import SubstructureTask
+
+TASKS: dict[str, type[LensTask]] = {"substructure": SubstructureTask}
+
+
+def get(name: str) -> type[LensTask]:
+    """The task of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"there is no task {name!r}; {did_you_mean(name, TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,142 @@
+"""What all tasks share: prepare, forward, one step for training and validation, score, optimise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeplense.config import Config
+from deeplense.data.module import Batch, LensDataset
+from deeplense.data.schema import LensSet
+from deeplense.data.transform import Augment, Preprocess, d4
+from deeplense.tasks.schedule import configure
+
+Columns = dict[str, Tensor]
+
+
+class LensTask(L.LightningModule):
+    """A network with its purpose. A task defines :meth:`build`, :meth:`loss`, :meth:`score` and :meth:`columns`.
+
+    Attributes:
+        network: prepared images -> outputs; the only part that has weights.
+        preprocess: what happens to raw images before it, in training and in prediction alike.
+        calibration: numbers found on the validation images after training, used by :meth:`columns`.
+    """
+
+    score_name = "score"  # what the validation score is, for people; larger is better
+
+    def __init__(
+        self,
+        config: Config,
+        classes: tuple[str, ...],
+        in_channels: int,
+        preprocess: Preprocess,
+        architecture: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.classes, self.in_channels, self.preprocess = config, classes, in_channels, preprocess
+        self.augment = Augment(config.augment)
+        self.network = self.build(architecture)
+        self.calibration: dict[str, Any] = {}
+        self._validated: list[Columns] = []
+
+    # What a task defines.
+
+    def build(self, architecture: dict[str, Any] | None) -> nn.Module:
+        """The network; ``architecture`` is what a stored run knows of it."""
+        raise NotImplementedError
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The loss of each image, shape (B,)."""
+        raise NotImplementedError
+
+    def truth(self, output: Tensor, batch: Batch) -> Columns:
+        """What of a validation batch is kept for :meth:`score` and :meth:`calibrate`; first axis B."""
+        return {"output": output.float(), "label": batch["label"]}
+
+    def score(self, validated: Columns) -> float:
+        """How good the outputs on all validation images are; larger is better; it selects the checkpoint."""
+        raise NotImplementedError
+
+    def calibrate(self, validated: Columns) -> dict[str, Any]:
+        """Numbers in plain JSON values that turn outputs into probabilities, found on all validation images."""
+        return {}
+
+    def columns(self, output: Tensor) -> Columns:
+        """The columns of the table of predictions, by name, from outputs (B, ...) averaged over nothing else."""
+        raise NotImplementedError
+
+    # What they share.
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw images (B, C, H, W) -> outputs of the network."""
+        return self.network(self._layout(self.preprocess(images)))
+
+    def _layout(self, images: Tensor) -> Tensor:
+        last = self.config.train.channels_last
+        return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def _shared_step(self, batch: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = self(images)
+        return output, self.loss(output, batch)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self._shared_step(batch, self.augment(batch["image"]))[1].mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        output, loss = self._shared_step(batch, batch["image"])
+        kept = {"loss": loss, "index": batch["index"], **self.truth(output, batch)}
+        self._validated.append({name: column.detach() for name, column in kept.items()})
+
+    def on_validation_epoch_end(self) -> None:
+        validated = self._gathered()
+        self.log("val_loss", validated["loss"].mean())
+        self.log("val_score", self.score(validated))
+
+    def _gathered(self) -> Columns:
+        """What all devices kept of the epoch, every validation image once, in the order of the set."""
+        kept, self._validated = self._validated, []
+        columns: Columns = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
+        if self.trainer.world_size > 1:
+            columns = {name: self.all_gather(column).flatten(0, 1) for name, column in columns.items()}
+        place = np.unique(columns["index"].cpu().numpy(), return_index=True)[1]
+        return {name: column[torch.from_numpy(place).to(column.device)] for name, column in columns.items()}
+
+    @torch.inference_mode()
+    def validated_on(self, lens_set: LensSet, batch_size: int) -> Columns:
+        """:meth:`truth` for all images of a set, on the CPU: what :meth:`calibrate` wants."""
+        self.eval()
+        dataset, parts = LensDataset(lens_set), []
+        for start in range(0, len(dataset), batch_size):
+            batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
+            batch = {name: column.to(self.device) for name, column in batch.items()}
+            parts.append(self.truth(self(batch["image"]), batch))
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+    @torch.inference_mode()
+    def outputs(self, images: np.ndarray, batch_size: int, average_symmetries: bool = False) -> Iterator[Tensor]:
+        """The outputs for raw images (N, C, H, W), batch by batch, float32 on the CPU; perhaps the mean over D4."""
+        self.eval()
+        symmetries = range(8) if average_symmetries else range(1)
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device)
+            yield torch.stack([self(d4(batch, element)).float() for element in symmetries]).mean(dim=0).cpu()
+
+    def configure_optimizers(self) -> Any:
+        return configure(self.config.optim, self.network, int(self.trainer.estimated_stepping_batches))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        # Lightning would move the plateau schedule only after the epoch's checkpoint is written: see on_train_epoch_end.
+        if self.config.optim.schedule != "plateau":
+            scheduler.step()
+
+    def on_train_epoch_end(self) -> None:
+        if self.config.optim.schedule == "plateau":
+            self.lr_schedulers().step(self.trainer.callback_metrics["val_score"])  # type: ignore[union-attr]

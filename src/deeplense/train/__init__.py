@@ -1,0 +1,185 @@
+"""fit(config, data): Lightning's Trainer, a run folder, exact resume. The same command again continues."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from deeplense import weights
+from deeplense.config import Config
+from deeplense.data.module import LensDataModule
+from deeplense.data.transform import Preprocess
+from deeplense.errors import ConfigError, RunError
+from deeplense.tasks import LensTask, get
+from deeplense.train import folder
+from deeplense.train.callbacks import AtomicCheckpointIO, Keeper, average, is_disk_full
+
+logger = logging.getLogger(__name__)
+
+
+def load_data(config: Config) -> LensDataModule:
+    """Read, split and thin out the images that a config names; class counts are logged.
+
+    Raises:
+        ConfigError: no images are named.
+        DataError: they cannot be used.
+    """
+    from deeplense.data import read, split
+
+    data = config.data
+    if data.path is None:
+        raise ConfigError("no images are named: add data=DIR")
+    options = {"max_bad_fraction": data.max_bad_fraction, "max_memory_gb": data.max_memory_gb}
+    splits = read.find_splits(Path(data.path))
+    train = read.read(Path(data.path), split="train" if "train" in splits else None, **options)
+    if data.val is not None or "val" in splits:
+        val = read.read(Path(data.val), **options) if data.val else read.read(Path(data.path), split="val", **options)
+    else:
+        if train.label is None:
+            raise ConfigError(f"{data.path} has no labels: training needs one sub-folder for each class")
+        train_index, val_index = split.stratified_split(train.label, data.val_fraction, config.seed, train.classes)
+        train, val = train.select(train_index), train.select(val_index)
+    if data.fraction < 1 and train.label is not None:
+        train = train.select(split.stratified_fraction(train.label, data.fraction, config.seed, train.classes))
+    for name, part in (("training", train), ("validation", val)):
+        counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
+        logger.info("%s images: %d (%s)", name, len(part), counts)
+    return LensDataModule(train, val, data.batch_size, config.seed)
+
+
+def fit(config: Config, data: LensDataModule, progress: bool = True) -> Path:
+    """Train what ``config`` says on ``data``; returns the run folder. The same call again continues a stopped run.
+
+    Raises:
+        RunError: the folder is in the way, training was stopped, or the disk is full.
+    """
+    run = Path(config.out)
+    checkpoint = folder.prepare(config, data)
+    L.seed_everything(config.seed, verbose=False)
+    task = build_task(config, data)
+    keeper = Keeper(run, config.seed, config.train.patience, task.score_name)
+    with _quiet(), _stopping(run, keeper):
+        trainer = _trainer(config, keeper, progress)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            _finish(task.to(trainer.strategy.root_device), data, keeper)
+    return run
+
+
+def build_task(config: Config, data: LensDataModule) -> LensTask:
+    """The untrained task for these images, with the normalisation of the training images."""
+    channels, height, width = data.image_shape
+    model = config.model
+    preprocess = Preprocess((height, width), model.crop, model.size, model.stretch).fit(data.train.images)
+    task = get(config.task)(config, data.classes, channels, preprocess)
+    if model.init is not None:
+        weights.load_into(task.network, Path(model.init))
+    if config.train.channels_last:
+        task.network.to(memory_format=torch.channels_last)
+    return task
+
+
+def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
+    train = config.train
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing changes on a CPU
+    callbacks: list[Callback] = [average(train.ema)] if train.ema else []
+    show = progress and sys.stdout.isatty()
+    return L.Trainer(
+        accelerator=train.accelerator,
+        devices=train.devices,
+        strategy="ddp" if train.devices > 1 else "auto",
+        precision=_precision(config),
+        max_epochs=train.epochs,
+        accumulate_grad_batches=train.accumulate,
+        gradient_clip_val=train.clip or None,
+        callbacks=[*callbacks, keeper, *([RichProgressBar(leave=False)] if show else [])],
+        plugins=[AtomicCheckpointIO()],
+        logger=_loggers(config),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        enable_progress_bar=show,
+        use_distributed_sampler=False,
+    )
+
+
+def _precision(config: Config) -> Any:
+    """Half precision where the device gains from it: not on a CPU, where it is slower."""
+    train = config.train
+    if train.precision != "auto":
+        return train.precision
+    on_gpu = train.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _loggers(config: Config) -> list[Logger]:
+    """The loggers asked for by name; metrics.csv is written without them."""
+    from lightning.pytorch import loggers
+
+    run = Path(config.out)
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: loggers.TensorBoardLogger(run, name="", version=""),
+        "mlflow": lambda: loggers.MLFlowLogger("deeplense", run_name=run.name),
+        "wandb": lambda: loggers.WandbLogger(run.name, run, project="deeplense"),
+    }
+    try:
+        return [makers[name]() for name in config.train.loggers]
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"train.loggers: {error}; pip install 'deeplense[{config.train.loggers[0]}]'") from error
+
+
+def _finish(task: LensTask, data: LensDataModule, keeper: Keeper) -> None:
+    """The best weights, calibrated on the validation images, into the run folder; `model.json` comes last."""
+    run, row = keeper.run, keeper.best_row
+    task.load_state_dict(keeper.best)
+    task.calibration = task.calibrate(task.validated_on(data.val, data.batch_size))
+    for kind in task.config.train.export:
+        weights.export(task, run / f"model.{kind}")
+    scores = {name: row[name] for name in ("epoch", "val_loss", "val_score")} | {"val_score_name": task.score_name}
+    weights.save_task(task, run, scores=scores, data=data.fingerprint())
+    logger.info(
+        "%s: best of %d epochs is %d, %s %.4f", run, len(keeper.rows), row["epoch"], task.score_name, row["val_score"]
+    )
+
+
+@contextmanager
+def _stopping(run: Path, keeper: Keeper) -> Iterator[None]:
+    """Ctrl-C and a full disk as one line that says how to go on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from the first one on
+        raise RunError(f"stopped: {len(keeper.rows)} epochs are kept in {run}; the same command continues") from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise RunError(f"no room left on the disk of {run}; free some, then the same command continues") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notices about hardware, workers and files."""
+    noisy = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in noisy]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        for log in noisy:
+            log.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for log, level in zip(noisy, levels, strict=True):
+                log.setLevel(level)

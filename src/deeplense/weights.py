@@ -1,0 +1,242 @@
+"""Weights in and out: safetensors, JSON, ONNX; and a trained task from its run folder."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from deeplense import config as configs
+from deeplense.data.transform import Preprocess
+from deeplense.errors import ModelError, RunError
+from deeplense.tasks import LensTask, get
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+State = dict[str, Tensor]
+# The types that plain JSON values stand for; others would not come back as they were.
+JSON_TYPES = {torch.float32, torch.int64, torch.bool}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` when it is complete and on the disk, and leaves nothing otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def save_task(task: LensTask, run: Path, **facts: Any) -> None:
+    """Write ``model.safetensors``, then ``model.json``, which says that the run is finished, into the run folder.
+
+    Args:
+        facts: further plain JSON values for the card: scores, the fingerprint of the data.
+    """
+    save(task.network.state_dict(), run / WEIGHTS)
+    card = {
+        "config": task.config.model_dump(mode="json"),
+        "classes": list(task.classes),
+        "in_channels": task.in_channels,
+        "preprocess": task.preprocess.to_dict(),
+        "calibration": task.calibration,
+        "architecture": getattr(task.network, "architecture", None),
+    }
+    write_text(run / CARD, json.dumps(card | facts, indent=2) + "\n")
+
+
+def load_card(run: Path) -> dict[str, Any]:
+    """What ``model.json`` of a finished run says.
+
+    Raises:
+        RunError: there is no such run, or it is not finished.
+    """
+    path = run / CARD
+    if not path.is_file():
+        state = "is not finished: the training command again continues it" if run.is_dir() else "does not exist"
+        raise RunError(f"{run} {state} (there is no {path})")
+    return json.loads(path.read_text())
+
+
+def load_task(run: Path) -> LensTask:
+    """The trained task of a run folder, ready to predict, from ``model.json`` and ``model.safetensors`` alone.
+
+    Raises:
+        RunError: there is no such run, or it is not finished.
+        ModelError: the weights do not fit the card.
+    """
+    card = load_card(run)
+    config = configs.parse(card["config"])
+    task = get(config.task)(
+        config,
+        tuple(card["classes"]),
+        card["in_channels"],
+        Preprocess.from_dict(card["preprocess"]),
+        card["architecture"],
+    )
+    load_into(task.network, run)
+    task.calibration = card["calibration"]
+    return task.eval()
+
+
+def load_into(network: nn.Module, path: Path) -> None:
+    """Load the weights of a run folder or a weights file into a network of the same architecture.
+
+    Raises:
+        ModelError: the names or shapes differ; the first that does is named.
+    """
+    given, wanted = load(path), network.state_dict()
+    wrong = sorted(given.keys() ^ wanted.keys()) or [k for k in wanted if given[k].shape != wanted[k].shape]
+    if wrong:
+        shapes = [tuple(state[wrong[0]].shape) if wrong[0] in state else "absent" for state in (given, wanted)]
+        raise ModelError(
+            f"the weights in {path} do not fit the network: {wrong[0]} is {shapes[0]} there, {shapes[1]} in the network; "
+            "choose the model.name, model.width and classes that they were trained with"
+        )
+    network.load_state_dict(given)
+
+
+def save(state: State, path: Path) -> None:
+    """Write tensors to ``.safetensors``, ``.json`` or ``.json.gz``, by the ending of the name."""
+    if _ending(path) == ".safetensors":
+        from safetensors.torch import save as to_bytes
+
+        with replacing(path) as file:
+            file.write(to_bytes({name: tensor.contiguous() for name, tensor in state.items()}))
+    else:
+        with replacing(path) as file:
+            if _ending(path) == ".json":
+                _write_json(state, file)
+            else:
+                with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+                    _write_json(state, packed)
+
+
+def load(path: Path) -> State:
+    """Tensors from a run folder, ``.safetensors``, ``.json`` or ``.json.gz``.
+
+    Raises:
+        ModelError: no such file, a damaged one, or one that could hold more than tensors.
+    """
+    path = path / WEIGHTS if path.is_dir() else path
+    ending = _ending(path)
+    if not path.is_file():
+        raise ModelError(f"there are no weights at {path}")
+    try:
+        if ending == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with gzip.open(path, "rt") if ending == ".json.gz" else path.open() as file:
+            return _read_json(file)
+    except (ValueError, OSError, EOFError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+
+
+def export(task: LensTask, path: Path) -> None:
+    """Write a trained task as ``.json``, ``.json.gz``, ``.safetensors`` (its weights) or ``.onnx`` (the whole of it)."""
+    if path.name.endswith(".onnx"):
+        _export_onnx(task, path)
+    else:
+        save(task.network.state_dict(), path)
+
+
+class Served(nn.Module):
+    """Raw images in, table columns out: preparation and calibration are inside, so what is served is what was tested."""
+
+    def __init__(self, task: LensTask) -> None:
+        super().__init__()
+        self.preprocess, self.network, self.columns = task.preprocess, task.network, task.columns
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) as read -> the task's columns, (B,) each, in their order."""
+        return tuple(self.columns(self.network(self.preprocess(image))).values())
+
+
+def _export_onnx(task: LensTask, path: Path) -> None:
+    task = copy.deepcopy(task).cpu().eval()
+    example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
+    names = list(task.columns(task(example)))
+    try:
+        program = torch.onnx.export(
+            Served(task),
+            (example,),
+            dynamo=True,
+            input_names=["image"],
+            output_names=names,
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    except ImportError as error:
+        raise ModelError(f"ONNX export: {error}; pip install 'deeplense[onnx]'") from error
+    assert program is not None  # only the older exporter returns None
+    with replacing(path) as file:
+        file.write(program.model_proto.SerializeToString())
+
+
+def _ending(path: Path) -> str:
+    for ending in (".safetensors", ".json", ".json.gz"):
+        if path.name.endswith(ending):
+            return ending
+    raise ModelError(
+        f"{path.name}: weights are read and written as .safetensors, .json or .json.gz; files such as .pt, .pth, .ckpt "
+        "and .bin can run any code when loaded and are refused"
+    )
+
+
+def _write_json(state: State, file: Any) -> None:
+    """The state dictionary as lists, one tensor to a line, one slice of it in memory at a time."""
+    file.write(b"{")
+    for i, (name, tensor) in enumerate(state.items()):
+        if tensor.dtype not in JSON_TYPES:
+            raise ModelError(f"{name} is {tensor.dtype}; JSON keeps float32, int64 and bool: use .safetensors")
+        file.write(f"{',' if i else ''}\n{json.dumps(name)}: ".encode())
+        for part in _lists(tensor.detach().cpu()):
+            file.write(part.encode())
+    file.write(b"\n}\n")
+
+
+def _lists(tensor: Tensor) -> Iterator[str]:
+    """Nested lists as text; Python writes the shortest number that reads back to the same double, so to the same bits."""
+    if tensor.ndim < 2:
+        yield json.dumps(tensor.tolist())
+        return
+    yield "["
+    for i, part in enumerate(tensor):
+        yield ", " if i else ""
+        yield from _lists(part) if part.ndim > 3 else (json.dumps(part.tolist()),)
+    yield "]"
+
+
+def _read_json(file: Any) -> State:
+    """Line by line where one tensor stands on each, as we write it; all at once otherwise."""
+    first = file.readline()
+    if first.strip() != "{":
+        return _tensors(json.loads(first + file.read()))
+    state: State = {}
+    for line in file:
+        if line.strip() != "}":
+            state |= _tensors(json.loads("{" + line.strip().removesuffix(",") + "}"))
+    return state
+
+
+def _tensors(values: Mapping[str, Any]) -> State:
+    return {name: torch.tensor(value) for name, value in values.items()}

@@ -1,0 +1,20 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Spinning OpenMP threads starve the other core's work in a suite of many small tensors.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real observations and genuine DeepLense files that lie beside the checkout; the test skips without them."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder of real observations is not beside this checkout")
+    return folder
