@@ -35,6 +35,14 @@ class DataConfig(Section):
     max_bad_fraction: Fraction = 0.01
     batch_size: PositiveInt = 64
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
+    # For a path "preset:NAME":
+    fidelity: str = "physical"
+    seed: Annotated[int, Field(ge=0)] = 1  # of the simulated images; a test set wants another one
+    num: PositiveInt = 9600  # images an epoch
+    num_val: PositiveInt = 960
+    fresh: bool = True  # new images in every epoch, or the same ones again
+    strength: list[float] = [1.0]  # factor on the substructure's mass in each of the first epochs; the last one stays
+    compile: bool = False  # trace rays with torch.compile: several times faster after some seconds of set-up
 
 
 class ModelConfig(Section):
@@ -172,9 +180,7 @@ def find(name: str) -> Path:
     """
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not path.is_file():
-        raise ConfigError(
-            f"there is no config {name!r}; {did_you_mean(name, names())} (or give a path to a .toml file)"
-        )
+        raise ConfigError(f"there is no config {name!r}; {did_you_mean(name, names())} or give a .toml file")
     return path
 
 

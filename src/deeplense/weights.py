@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-import os
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from deeplense import config as configs
+from deeplense.data.files import replacing, write_json
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ModelError, RunError
 from deeplense.tasks import LensTask, get
@@ -23,26 +26,6 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 State = dict[str, Tensor]
 # The types that plain JSON values stand for; others would not come back as they were.
 JSON_TYPES = {torch.float32, torch.int64, torch.bool}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when it is complete and on the disk, and leaves nothing otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file at once or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def save_task(task: LensTask, run: Path, **facts: Any) -> None:
@@ -60,7 +43,7 @@ def save_task(task: LensTask, run: Path, **facts: Any) -> None:
         "calibration": task.calibration,
         "architecture": getattr(task.network, "architecture", None),
     }
-    write_text(run / CARD, json.dumps(card | facts, indent=2) + "\n")
+    write_json(run / CARD, card | facts)
 
 
 def load_card(run: Path) -> dict[str, Any]:
@@ -108,25 +91,24 @@ def load_into(network: nn.Module, path: Path) -> None:
     if wrong:
         shapes = [tuple(state[wrong[0]].shape) if wrong[0] in state else "absent" for state in (given, wanted)]
         raise ModelError(
-            f"the weights in {path} do not fit the network: {wrong[0]} is {shapes[0]} there, {shapes[1]} in the network; "
-            "choose the model.name, model.width and classes that they were trained with"
+            f"the weights in {path} do not fit the network: {wrong[0]} is {shapes[0]} there, {shapes[1]} here; choose "
+            " the model.name, model.width and classes that they were trained with"
         )
     network.load_state_dict(given)
 
 
 def save(state: State, path: Path) -> None:
     """Write tensors to ``.safetensors``, ``.json`` or ``.json.gz``, by the ending of the name."""
-    if _ending(path) == ".safetensors":
-        from safetensors.torch import save as to_bytes
-
-        with replacing(path) as file:
-            file.write(to_bytes({name: tensor.contiguous() for name, tensor in state.items()}))
-    else:
-        with replacing(path) as file:
-            if _ending(path) == ".json":
+    ending = _ending(path)
+    with replacing(path) as temporary:
+        if ending == ".safetensors":
+            temporary.write_bytes(as_bytes({name: tensor.contiguous() for name, tensor in state.items()}))
+            return
+        with temporary.open("wb") as file:
+            if ending == ".json":
                 _write_json(state, file)
             else:
-                with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+                with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=5) as packed:
                     _write_json(state, packed)
 
 
@@ -142,17 +124,15 @@ def load(path: Path) -> State:
         raise ModelError(f"there are no weights at {path}")
     try:
         if ending == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         with gzip.open(path, "rt") if ending == ".json.gz" else path.open() as file:
             return _read_json(file)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
 def export(task: LensTask, path: Path) -> None:
-    """Write a trained task as ``.json``, ``.json.gz``, ``.safetensors`` (its weights) or ``.onnx`` (the whole of it)."""
+    """Write the weights of a task as ``.json``, ``.json.gz`` or ``.safetensors``, or the whole of it as ``.onnx``."""
     if path.name.endswith(".onnx"):
         _export_onnx(task, path)
     else:
@@ -160,7 +140,7 @@ def export(task: LensTask, path: Path) -> None:
 
 
 class Served(nn.Module):
-    """Raw images in, table columns out: preparation and calibration are inside, so what is served is what was tested."""
+    """Raw images in, table columns out; preparation and calibration are inside: what is served is what was tested."""
 
     def __init__(self, task: LensTask) -> None:
         super().__init__()
@@ -172,12 +152,14 @@ class Served(nn.Module):
 
 
 def _export_onnx(task: LensTask, path: Path) -> None:
-    task = copy.deepcopy(task).cpu().eval()
+    task = copy.deepcopy(task).cpu()
+    served = Served(task).eval()
     example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
     names = list(task.columns(task(example)))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent
     try:
         program = torch.onnx.export(
-            Served(task),
+            served,
             (example,),
             dynamo=True,
             input_names=["image"],
@@ -188,8 +170,8 @@ def _export_onnx(task: LensTask, path: Path) -> None:
     except ImportError as error:
         raise ModelError(f"ONNX export: {error}; pip install 'deeplense[onnx]'") from error
     assert program is not None  # only the older exporter returns None
-    with replacing(path) as file:
-        file.write(program.model_proto.SerializeToString())
+    with replacing(path) as temporary:
+        temporary.write_bytes(program.model_proto.SerializeToString())
 
 
 def _ending(path: Path) -> str:
@@ -215,14 +197,14 @@ def _write_json(state: State, file: Any) -> None:
 
 
 def _lists(tensor: Tensor) -> Iterator[str]:
-    """Nested lists as text; Python writes the shortest number that reads back to the same double, so to the same bits."""
+    """Nested lists as text; Python writes each number so that it reads back to the same double, so to the same bits."""
     if tensor.ndim < 2:
         yield json.dumps(tensor.tolist())
         return
     yield "["
     for i, part in enumerate(tensor):
         yield ", " if i else ""
-        yield from _lists(part) if part.ndim > 3 else (json.dumps(part.tolist()),)
+        yield json.dumps(part.tolist())
     yield "]"
 
 

@@ -122,6 +122,26 @@ def test_npz_that_does_not_fit_together(tmp_path, arrays, message):
         read(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("keep", [0, 50, 1000, -30])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_truncated_npz(tmp_path, save, keep):
+    path = tmp_path / "x.npz"
+    save(path, images=image(9, 8, 8))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"x.npz cannot be used: broken archive"):
+        read(path)
+
+
+def test_npz_with_a_flipped_bit(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, images=image(9, 8, 8))
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken archive \(Bad CRC-32"):
+        read(path)
+
+
 def test_splits_as_folders(tmp_path):
     for split in ("train", "Validation", "test"):
         fill(tmp_path / split / "no", 2)
@@ -144,7 +164,7 @@ def test_splits_as_prefixes(tmp_path):
 
 
 def test_split_of_a_folder_without_splits(three_classes):
-    assert find_splits(three_classes) == {}
+    assert find_splits(three_classes) == find_splits(three_classes / "missing") == {}
     with pytest.raises(DataError, match="no splits: leave split="):
         read(three_classes, split="train")
 

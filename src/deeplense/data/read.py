@@ -78,14 +78,15 @@ def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
     Either as sub-folders (`train/`, `val/` or `validation/` ...), or as class folders with a prefix (`train_lenses/`,
     `test_lenses/` ...), in which case each split lies in ``path`` itself; ``read(path, split=...)`` knows both.
     """
-    folders = _sub_folders(Path(path).expanduser())
+    source = Path(path).expanduser()
+    folders = _sub_folders(source) if source.is_dir() else {}
     whole = {_SPLITS[name.lower()]: folder for name, folder in folders.items() if name.lower() in _SPLITS}
     if whole:
         return {name: whole[name] for name in ("train", "val", "test") if name in whole}
     prefixes = [match[1] for name in folders if (match := _SPLIT_PREFIX.fullmatch(name))]
     if len(prefixes) < len(folders):
         return {}
-    return {name: Path(path).expanduser() for name in ("train", "val", "test") if name in prefixes}
+    return {name: source for name in ("train", "val", "test") if name in prefixes}
 
 
 def _read_file(source: Path, split: str | None, limits: Limits) -> LensSet:

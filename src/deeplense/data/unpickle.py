@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from typing import IO, Any
@@ -70,11 +71,11 @@ class _Array:
             self.value = _numbers(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _as_bytes(data: object) -> bytes | bytearray:
+def _as_bytes(data: object) -> bytes:
     # Pickles of Python 2, and of protocol 2, carry bytes as text in which each character is one byte.
     if isinstance(data, str):
         return data.encode("latin1")
-    if isinstance(data, bytes | bytearray):
+    if isinstance(data, bytes):
         return data
     raise pickle.UnpicklingError("array data that are not bytes")
 
@@ -90,12 +91,6 @@ def _scalar(dtype: _Dtype, data: object) -> float:
     return float(_numbers(data, dtype, ()))
 
 
-def _wrapped(data: object, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    array = _Array()
-    array.value = _numbers(data, dtype, shape, order)
-    return array
-
-
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
@@ -108,8 +103,16 @@ _WORDS: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": _Array,
     **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _wrapped for core in ("core", "_core")},
 }
+
+
+def _check_protocol(stream: IO[bytes]) -> None:
+    """Raises UnpicklingError for protocol 5; otherwise leaves the stream where it is."""
+    start = stream.tell()
+    if any(instruction.proto > 4 for instruction, _, _ in pickletools.genops(stream)):
+        # np.save never writes it, and its instructions for buffers make a forged file upset CPython's own memory.
+        raise pickle.UnpicklingError("pickle protocol 5")
+    stream.seek(start)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -127,6 +130,7 @@ def load_objects(stream: IO[bytes]) -> list[Any]:
         ValueError: the pickle is broken, or holds something else than an array.
     """
     try:
+        _check_protocol(stream)
         whole = _PlainUnpickler(stream, encoding="latin1").load()
     except (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError) as error:
         raise ValueError(f"broken object array: {error}") from error

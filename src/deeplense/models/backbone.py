@@ -87,9 +87,7 @@ def build(
     """
     if model.name == "compact":
         if model.pretrained:
-            raise ModelError(
-                "the compact network has no ImageNet weights; set model.pretrained=false or model.init=RUN"
-            )
+            raise ModelError("compact has no ImageNet weights; set model.pretrained=false, or model.init=RUN")
         return CompactNet(in_channels, num_outputs, model.width)
     if architecture is not None:
         return TransformersNet(_from_dict(architecture))
@@ -138,9 +136,7 @@ def _pretrained_state(name: str, in_channels: int, num_outputs: int) -> dict[str
 def _out_of_reach(name: str) -> ModelError:
     known = ["compact", *ARCHITECTURES]
     if Path(name).is_dir():
-        return ModelError(
-            f"{name} holds no image classifier that transformers can read (config.json, model.safetensors)"
-        )
+        return ModelError(f"{name} holds no image classifier that transformers reads (config.json, model.safetensors)")
     return ModelError(
         f"{name!r} is not here and the Hugging Face hub gives no such model or cannot be reached: give a local folder, "
         f"set HF_HOME to a filled cache, or take one that builds offline with model.pretrained=false "

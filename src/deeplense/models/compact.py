@@ -17,12 +17,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *_conv_norm(in_channels, out_channels, 3, stride), nn.ReLU(), *_conv_norm(out_channels, out_channels, 3, 1)
-        )
+        conv, norm = _conv_norm(out_channels, out_channels, 3, 1)
+        nn.init.zeros_(norm.weight)  # each block starts as the identity
+        self.body = nn.Sequential(*_conv_norm(in_channels, out_channels, 3, stride), nn.ReLU(), conv, norm)
         same = stride == 1 and in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Sequential(*_conv_norm(in_channels, out_channels, 1, stride))
-        nn.init.zeros_(self.body[-1].weight)  # each block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H/stride, W/stride)."""
@@ -56,7 +55,7 @@ class CompactNet(nn.Module):
         return self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
 
 
-def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> tuple[nn.Module, nn.Module]:
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv, nn.BatchNorm2d(out_channels)

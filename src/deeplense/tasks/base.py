@@ -68,7 +68,7 @@ class LensTask(L.LightningModule):
         return {}
 
     def columns(self, output: Tensor) -> Columns:
-        """The columns of the table of predictions, by name, from outputs (B, ...) averaged over nothing else."""
+        """The columns of the table of predictions, by name, from outputs (B, ...)."""
         raise NotImplementedError
 
     # What they share.
@@ -105,7 +105,7 @@ class LensTask(L.LightningModule):
         kept, self._validated = self._validated, []
         columns: Columns = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
         if self.trainer.world_size > 1:
-            columns = {name: self.all_gather(column).flatten(0, 1) for name, column in columns.items()}
+            columns = {name: torch.as_tensor(self.all_gather(c)).flatten(0, 1) for name, c in columns.items()}
         place = np.unique(columns["index"].cpu().numpy(), return_index=True)[1]
         return {name: column[torch.from_numpy(place).to(column.device)] for name, column in columns.items()}
 
@@ -133,10 +133,11 @@ class LensTask(L.LightningModule):
         return configure(self.config.optim, self.network, int(self.trainer.estimated_stepping_batches))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        # Lightning would move the plateau schedule only after the epoch's checkpoint is written: see on_train_epoch_end.
+        # Lightning would move the plateau schedule after the checkpoint is written: on_train_epoch_end does it before.
         if self.config.optim.schedule != "plateau":
             scheduler.step()
 
     def on_train_epoch_end(self) -> None:
         if self.config.optim.schedule == "plateau":
-            self.lr_schedulers().step(self.trainer.callback_metrics["val_score"])  # type: ignore[union-attr]
+            plateau: Any = self.lr_schedulers()
+            plateau.step(self.trainer.callback_metrics["val_score"])

@@ -23,39 +23,12 @@ from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, RunError
 from deeplense.tasks import LensTask, get
 from deeplense.train import folder
-from deeplense.train.callbacks import AtomicCheckpointIO, Keeper, average, is_disk_full
+from deeplense.train.callbacks import AtomicCheckpointIO, Keeper, average
+from deeplense.train.load import load_data
+
+__all__ = ["fit", "load_data"]
 
 logger = logging.getLogger(__name__)
-
-
-def load_data(config: Config) -> LensDataModule:
-    """Read, split and thin out the images that a config names; class counts are logged.
-
-    Raises:
-        ConfigError: no images are named.
-        DataError: they cannot be used.
-    """
-    from deeplense.data import read, split
-
-    data = config.data
-    if data.path is None:
-        raise ConfigError("no images are named: add data=DIR")
-    options = {"max_bad_fraction": data.max_bad_fraction, "max_memory_gb": data.max_memory_gb}
-    splits = read.find_splits(Path(data.path))
-    train = read.read(Path(data.path), split="train" if "train" in splits else None, **options)
-    if data.val is not None or "val" in splits:
-        val = read.read(Path(data.val), **options) if data.val else read.read(Path(data.path), split="val", **options)
-    else:
-        if train.label is None:
-            raise ConfigError(f"{data.path} has no labels: training needs one sub-folder for each class")
-        train_index, val_index = split.stratified_split(train.label, data.val_fraction, config.seed, train.classes)
-        train, val = train.select(train_index), train.select(val_index)
-    if data.fraction < 1 and train.label is not None:
-        train = train.select(split.stratified_fraction(train.label, data.fraction, config.seed, train.classes))
-    for name, part in (("training", train), ("validation", val)):
-        counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
-        logger.info("%s images: %d (%s)", name, len(part), counts)
-    return LensDataModule(train, val, data.batch_size, config.seed)
 
 
 def fit(config: Config, data: LensDataModule, progress: bool = True) -> Path:
@@ -86,7 +59,7 @@ def build_task(config: Config, data: LensDataModule) -> LensTask:
     if model.init is not None:
         weights.load_into(task.network, Path(model.init))
     if config.train.channels_last:
-        task.network.to(memory_format=torch.channels_last)
+        task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task
 
 
@@ -146,7 +119,7 @@ def _finish(task: LensTask, data: LensDataModule, keeper: Keeper) -> None:
     task.load_state_dict(keeper.best)
     task.calibration = task.calibrate(task.validated_on(data.val, data.batch_size))
     for kind in task.config.train.export:
-        weights.export(task, run / f"model.{kind}")
+        weights.export(task, run / f"weights.{kind}")
     scores = {name: row[name] for name in ("epoch", "val_loss", "val_score")} | {"val_score_name": task.score_name}
     weights.save_task(task, run, scores=scores, data=data.fingerprint())
     logger.info(
@@ -156,17 +129,13 @@ def _finish(task: LensTask, data: LensDataModule, keeper: Keeper) -> None:
 
 @contextmanager
 def _stopping(run: Path, keeper: Keeper) -> Iterator[None]:
-    """Ctrl-C and a full disk as one line that says how to go on."""
+    """Ctrl-C as one line that says how to go on."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from the first one on
         raise RunError(f"stopped: {len(keeper.rows)} epochs are kept in {run}; the same command continues") from error
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise RunError(f"no room left on the disk of {run}; free some, then the same command continues") from error
 
 
 @contextmanager

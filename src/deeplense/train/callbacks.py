@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import logging
 import math
@@ -19,8 +18,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from torch import Tensor
 
+from deeplense.data.files import replacing, write_text
 from deeplense.errors import RunError
-from deeplense.weights import replacing, write_text
 
 logger = logging.getLogger(__name__)
 LAST, METRICS = "last.ckpt", "metrics.csv"
@@ -33,8 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)  # to a file object, for a full disk is an OSError then
 
 
 class Keeper(Checkpoint):
@@ -69,7 +68,7 @@ class Keeper(Checkpoint):
         row = self._row(trainer)
         if not math.isfinite(row["train_loss"]) or not math.isfinite(row["val_loss"]):
             raise RunError(
-                f"the loss is {row['train_loss']} in epoch {row['epoch']}: choose a smaller optim.lr or set train.clip=1, "
+                f"the loss is not a number in epoch {row['epoch']}: choose a smaller optim.lr or set train.clip=1, "
                 "and another out="
             )
         self.rows.append(row)
@@ -132,8 +131,3 @@ def _average_fn(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], 
             mean.lerp_(now, weight) if mean.is_floating_point() else mean.copy_(now)
 
     return update
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed for want of room."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

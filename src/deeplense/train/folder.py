@@ -15,10 +15,11 @@ import torch
 
 from deeplense import config as configs
 from deeplense.config import Config
+from deeplense.data.files import write_json, write_text
 from deeplense.data.module import LensDataModule
 from deeplense.errors import RunError
 from deeplense.train.callbacks import LAST
-from deeplense.weights import CARD, write_text
+from deeplense.weights import CARD
 
 logger = logging.getLogger(__name__)
 SETTINGS, ENVIRONMENT = "config.toml", "environment.json"
@@ -40,7 +41,7 @@ def prepare(config: Config, data: LensDataModule) -> Path | None:
         raise RunError(f"{run} holds something that is not a run: choose another out=")
     else:
         run.mkdir(parents=True, exist_ok=True)
-        write_text(run / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
+        write_json(run / ENVIRONMENT, facts)
         write_text(run / SETTINGS, config.to_toml())
     return run / LAST if (run / LAST).is_file() else None
 

@@ -1,0 +1,131 @@
+"""Training images simulated as they are needed: every epoch can be fresh, and no disk is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from deeplense.config import Config
+from deeplense.data.module import Batch, LensDataModule
+from deeplense.data.schema import LensSet
+from deeplense.errors import ConfigError
+from deeplense.simulate.generate import BLOCK, Simulator, concatenate
+
+PREFIX = "preset:"
+# Validation images come from a part of the same sequence that no training run reaches.
+VALIDATION_START = BLOCK * 2**40
+# Mean and scatter of the pixels settle within a few hundred images.
+NUM_STATISTICS = 20 * BLOCK
+
+
+class StreamDataset(Dataset[Batch]):
+    """Batches simulated on demand. Place ``epoch * num + i`` is image i of an epoch.
+
+    Args:
+        simulators: one for each epoch's strength of substructure; the last one serves all later epochs.
+        num: images an epoch.
+        fresh: every epoch has images of its own, instead of the same ``num`` again.
+    """
+
+    def __init__(self, simulators: Sequence[Simulator], num: int, fresh: bool) -> None:
+        self.simulators, self.num, self.fresh = simulators, num, fresh
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+
+    def __getitems__(self, index: Sequence[int]) -> Batch:
+        """Images float32 (B, C, H, W), labels int64 (B,), places int64 (B,); all of one epoch."""
+        places = np.asarray(index, dtype=np.int64)
+        simulator = self.simulators[min(int(places[0]) // self.num, len(self.simulators) - 1)]
+        images = simulator.images(places if self.fresh else places % self.num)
+        assert images.label is not None
+        return {
+            "image": torch.from_numpy(images.images),
+            "label": torch.from_numpy(images.label),
+            "index": torch.from_numpy(places),
+        }
+
+
+class BlockSampler(Sampler[int]):
+    """The places of an epoch in an order that is a function of (seed, epoch): whole blocks, shuffled among devices."""
+
+    def __init__(self, num: int, seed: int, replicas: int = 1, rank: int = 0) -> None:
+        self.num, self.seed, self.replicas, self.rank, self.epoch = num, seed, replicas, rank, 0
+        self.num_blocks = num // BLOCK // replicas
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_blocks * BLOCK
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num // BLOCK)
+        start = self.epoch * self.num
+        for block in order[self.rank :: self.replicas][: self.num_blocks]:
+            yield from range(start + int(block) * BLOCK, start + (int(block) + 1) * BLOCK)
+
+
+class StreamDataModule(LensDataModule):
+    """The images of ``data.path = "preset:NAME"``.
+
+    Raises:
+        ConfigError: an unknown preset or fidelity, or a number of images that is no multiple of a block.
+    """
+
+    def __init__(self, config: Config) -> None:
+        data = config.data
+        if data.num % BLOCK:
+            raise ConfigError(f"data.num={data.num}: images are simulated in blocks of {BLOCK}; try {_round(data.num)}")
+        if any(strength <= 0 for strength in data.strength) or not data.strength:
+            raise ConfigError(f"data.strength={data.strength}: give one factor above 0 for each of the first epochs")
+        made = {strength: self._simulator(config, strength) for strength in data.strength}
+        self.simulators = [made[strength] for strength in data.strength]
+        last = self.simulators[-1]
+        train = concatenate(list(last.stream(0, min(data.num, NUM_STATISTICS))))
+        val = concatenate(list(last.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
+        super().__init__(train, val, data.batch_size, config.seed)
+        self.dataset = StreamDataset(self.simulators, data.num, data.fresh)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = BlockSampler(self.dataset.num, self.seed, replicas, rank)
+        return DataLoader(
+            self.dataset,
+            self.batch_size,
+            sampler=sampler,
+            collate_fn=_as_is,
+            drop_last=True,
+            generator=torch.Generator(),
+        )
+
+    @staticmethod
+    def _simulator(config: Config, strength: float) -> Simulator:
+        data = config.data
+        name = str(data.path).removeprefix(PREFIX)
+        return Simulator(name, data.fidelity, data.seed, strength, compile=data.compile)
+
+
+def is_preset(path: str | None) -> bool:
+    """Whether a data path means images to be simulated."""
+    return path is not None and path.startswith(PREFIX)
+
+
+def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def _round(num: int) -> int:
+    return max(BLOCK, round(num / BLOCK) * BLOCK)
+
+
+def simulated_set(preset: str, fidelity: str, seed: int, num: int) -> LensSet:
+    """``num`` simulated images in memory, for tests, examples and small studies."""
+    return concatenate(list(Simulator(preset, fidelity, seed).stream(0, num)))

@@ -1,0 +1,79 @@
+"""From the names in a config to the images that a run learns from and is judged by."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from deeplense.config import Config, DataConfig
+from deeplense.data import memory, split
+from deeplense.data.module import LensDataModule
+from deeplense.data.read import find_splits, read
+from deeplense.data.schema import LensSet
+from deeplense.errors import ConfigError, DataError
+from deeplense.simulate import stream
+
+logger = logging.getLogger(__name__)
+CHUNK = 1024  # images copied at a time
+
+
+def load_data(config: Config) -> LensDataModule:
+    """Read, split and thin out the images that a config names; class counts are logged. A test split is never read.
+
+    Raises:
+        ConfigError: no images are named.
+        DataError: they cannot be used.
+    """
+    data = config.data
+    if data.path is None:
+        raise ConfigError("no images are named: add data=DIR")
+    if stream.is_preset(data.path):
+        return stream.StreamDataModule(config)
+    train, val = _given(data) or _split_off(_read(data.path, "train", data), config)
+    if data.fraction < 1:
+        rows = split.stratified_fraction(_labels(train), data.fraction, config.seed, train.classes)
+        train = _part(train, rows, data.max_memory_gb)
+    for name, part in (("training", train), ("validation", val)):
+        counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
+        logger.info("%d %s images: %s", len(part), name, counts)
+    return LensDataModule(train, val, data.batch_size, config.seed)
+
+
+def _given(data: DataConfig) -> tuple[LensSet, LensSet] | None:
+    """Training and validation images, where both are named or the folder says which is which."""
+    if data.val is None and "val" not in find_splits(str(data.path)):
+        return None
+    return _read(str(data.path), "train", data), _read(data.val or str(data.path), "val", data)
+
+
+def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
+    """A stratified part of the training images for validation."""
+    rows = split.stratified_split(_labels(whole), config.data.val_fraction, config.seed, whole.classes)
+    train, val = (_part(whole, index, config.data.max_memory_gb) for index in rows)
+    return train, val
+
+
+def _read(path: str, part: str, data: DataConfig) -> LensSet:
+    which = part if part in find_splits(path) else None
+    bounds = {"max_bad_fraction": data.max_bad_fraction, "max_memory_gb": data.max_memory_gb}
+    return read(Path(path), split=which, progress=True, **bounds)  # type: ignore[arg-type]
+
+
+def _labels(lens_set: LensSet) -> np.ndarray:
+    if lens_set.label is None:
+        raise DataError(
+            f"{lens_set.provenance.get('source')} has no labels: training needs one sub-folder for each class"
+        )
+    return lens_set.label
+
+
+def _part(whole: LensSet, rows: np.ndarray, max_memory_gb: float) -> LensSet:
+    """``whole.select(rows)``, but a set that does not fit in memory stays on disk."""
+    images = memory.empty((len(rows), *whole.images.shape[1:]), max_memory_gb)
+    for start in range(0, len(rows), CHUNK):
+        images[start : start + CHUNK] = whole.images[rows[start : start + CHUNK]]
+    nothing = np.broadcast_to(np.float32(0), whole.images.shape)
+    return replace(replace(whole, images=nothing[:, :0]).select(rows), images=images)

@@ -1,0 +1,140 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from toy import lens_set
+
+from deeplense.config import AugmentConfig
+from deeplense.data.transform import Augment, Preprocess, d4
+from deeplense.errors import DataError
+
+
+def random_images(num=700, channels=2, size=10, offset=1e3):
+    return (np.random.default_rng(0).normal(offset, 2, (num, channels, size, size)) * [[[[1]], [[3]]]]).astype("float32")
+
+
+def test_mean_and_scatter_are_numpys_in_float64():
+    images = random_images()
+    fitted = Preprocess((10, 10)).fit(images)
+    exact = images.astype(np.float64)
+    np.testing.assert_allclose(fitted.mean.flatten(), exact.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(fitted.std.flatten(), exact.std((0, 2, 3)), rtol=1e-6)
+    out = fitted(torch.from_numpy(images))
+    assert out.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (out.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("size", "crop"), [(10, 4), (11, 5), (10, 10)])
+def test_the_crop_is_central_and_statistics_are_those_of_the_crop(size, crop):
+    images = np.random.default_rng(1).normal(size=(20, 1, size, size)).astype("float32")
+    edge = (size - crop) // 2
+    middle = images[:, :, edge : edge + crop, edge : edge + crop]
+    fitted = Preprocess((size, size), crop=crop).fit(images)
+    expected = (middle - middle.mean()) / middle.std()
+    np.testing.assert_allclose(fitted(torch.from_numpy(images)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_sizes_are_brought_to_the_training_size_and_then_to_the_networks():
+    pre = Preprocess((12, 12), crop=8, size=16)
+    assert pre(torch.zeros(3, 1, 12, 12)).shape == (3, 1, 16, 16)
+    assert pre(torch.zeros(3, 1, 30, 24)).shape == (3, 1, 16, 16)
+    # A gradient across the image keeps its middle value wherever it is resized and cropped.
+    ramp = torch.linspace(0, 1, 24).expand(1, 1, 24, 24)
+    assert pre(ramp).mean().item() == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stretch", "expected"),
+    [("none", lambda x, s: x), ("sqrt", lambda x, s: np.sign(x) * np.sqrt(np.abs(x))), ("asinh", lambda x, s: np.arcsinh(x / s))],
+)  # fmt: skip
+def test_stretches(stretch, expected):
+    images = random_images(50, offset=0)
+    fitted = Preprocess((10, 10), stretch=stretch).fit(images)
+    x = expected(images.astype(np.float64), images.std((0, 2, 3), keepdims=True))
+    x = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(fitted(torch.from_numpy(images)), x, atol=2e-5)
+
+
+def test_it_comes_back_from_json_exact_to_the_bit():
+    fitted = Preprocess((10, 10), crop=8, size=6, stretch="asinh").fit(random_images())
+    again = Preprocess.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    x = torch.from_numpy(random_images(5))
+    assert torch.equal(again(x), fitted(x))
+
+
+def test_constant_or_absent_images_and_large_crops_are_errors():
+    with pytest.raises(DataError, match="same value"):
+        Preprocess((10, 10)).fit(np.full((4, 1, 10, 10), 0.1, np.float32))
+    with pytest.raises(DataError, match="no training images"):
+        Preprocess((10, 10)).fit(np.zeros((0, 1, 10, 10), np.float32))
+    with pytest.raises(DataError, match="crop=11 is larger"):
+        Preprocess((10, 12), crop=11)
+
+
+def test_d4_has_eight_different_elements_closed_under_composition():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    images = {tuple(d4(image, e).flatten().tolist()) for e in range(8)}
+    products = {tuple(d4(d4(image, a), b).flatten().tolist()) for a in range(8) for b in range(8)}
+    assert len(images) == 8
+    assert products == images
+
+
+@pytest.mark.parametrize(
+    ("flips", "turns", "expected"), [(True, True, 8), (True, False, 4), (False, True, 4), (False, False, 1)]
+)
+def test_symmetries_that_occur_are_those_asked_for_equally_often(flips, turns, expected):
+    torch.manual_seed(0)
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    out = Augment(AugmentConfig(flips=flips, quarter_turns=turns))(image.expand(4000, -1, -1, -1))
+    kinds, counts = out.flatten(1).unique(dim=0, return_counts=True)
+    allowed = [e for e in range(8) if (flips or e < 4) and (turns or e % 2 == 0)] if expected > 1 else [0]
+    assert {tuple(k) for k in kinds.tolist()} == {tuple(d4(image, e).flatten().tolist()) for e in allowed}
+    share = 4000 / expected
+    assert len(kinds) == expected
+    assert ((counts - share).abs() < 5 * share**0.5 + 1).all()
+
+
+def test_flips_without_quarter_turns_accept_oblong_images_and_turns_do_not():
+    oblong = torch.randn(8, 1, 4, 6)
+    assert Augment(AugmentConfig(flips=True))(oblong).shape == oblong.shape
+    with pytest.raises(DataError, match="quarter_turns needs square images"):
+        Augment(AugmentConfig(quarter_turns=True))(oblong)
+
+
+def test_shift_moves_by_whole_pixels_within_bounds_and_repeats_edges():
+    torch.manual_seed(0)
+    ramp = torch.arange(10.0).expand(500, 1, 10, 10)
+    out = Augment(AugmentConfig(shift=2))(ramp)
+    moved = {tuple(row) for row in out[:, 0, 0].tolist()}
+    assert moved == {tuple(float(min(max(i + s, 0), 9)) for i in range(10)) for s in range(-2, 3)}
+
+
+def test_shift_draws_both_axes_apart():
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
+    out = Augment(AugmentConfig(shift=1))(torch.stack([x, y]).expand(200, -1, -1, -1))
+    assert len(out[:, :, 4, 4].unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"flips": True, "quarter_turns": True, "shift": 3},
+        {"degrees": 20.0, "translate": 0.1, "scale": (0.8, 1.2), "shear": 5.0},
+        {"blur": 0.5},
+        {"crop": (0.6, 0.9)},
+    ],
+)
+def test_augmentation_is_random_per_image_and_repeats_with_the_seed(settings):
+    augment = Augment(AugmentConfig(**settings))
+    images = torch.from_numpy(lens_set(1).images).expand(16, -1, -1, -1)
+    torch.manual_seed(3)
+    first = augment(images)
+    second = augment(images)
+    torch.manual_seed(3)
+    assert torch.equal(augment(images), first)
+    assert not torch.equal(second, first)
+    assert first.shape == images.shape
+    assert first.isfinite().all()
+    assert len(first.flatten(1).unique(dim=0)) > 3

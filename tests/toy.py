@@ -1,0 +1,45 @@
+"""Small image sets with known answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deeplense import config
+from deeplense.config import Config
+from deeplense.data.module import LensDataModule
+from deeplense.data.schema import LensSet
+
+CLASSES = ("no", "sphere", "vort")
+
+
+def lens_set(num: int, seed: int = 0, size: int = 24) -> LensSet:
+    """Noise; class 1 has a blob in the middle as well, class 2 stripes of random phase."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(num) % 3
+    images = rng.normal(size=(num, 1, size, size))
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    images[label == 1] += 3 * np.exp(-(x**2 + y**2) / 20)
+    images[label == 2, 0] += np.sin(x + rng.uniform(0, 6, (np.sum(label == 2), 1, 1)))
+    names = [f"image-{seed}-{i}" for i in range(num)]
+    return LensSet(images.astype(np.float32), names, label.astype(np.int64), CLASSES)
+
+
+def data(num: int = 96, batch_size: int = 16) -> LensDataModule:
+    """Training and validation images drawn apart."""
+    return LensDataModule(lens_set(num, seed=1), lens_set(48, seed=2), batch_size, seed=0)
+
+
+def tiny(out: Path, *overrides: str) -> Config:
+    """The shipped tiny config, smaller still."""
+    return config.load("tiny/substructure", ["model.width=4", "model.size=24", f"out={out}", *overrides])
+
+
+def write_folder(images: LensSet, folder: Path) -> Path:
+    """The set as a DeepLense folder: one sub-folder of .npy files for each class."""
+    for i, name in enumerate(images.name):
+        path = folder / images.classes[images.label[i]] / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, images.images[i])
+    return folder
