@@ -161,6 +161,21 @@ def parse(values: Mapping[str, Any]) -> Config:
         raise ConfigError(_one_line(error)) from error
 
 
+def parse_data(overrides: Sequence[str]) -> DataConfig:
+    """The images that ``data=DIR data.key=value`` mean, for commands that need no more than images.
+
+    Raises:
+        ConfigError: an unknown key, a key that is not about data, or a value out of range.
+    """
+    values: dict[str, Any] = {"task": ""}
+    for override in overrides:
+        _apply(values, override)
+    other = sorted(values.keys() - {"task", "data"} & set(Config.model_fields))
+    if other:
+        raise ConfigError(f"{other[0]!r} has no meaning here: this command reads only data=DIR and data.* settings")
+    return parse(values).data
+
+
 def folder() -> Path:
     """Where the shipped configs lie: inside an installed package, or in the repository."""
     inside = Path(__file__).parent / "configs"
@@ -234,6 +249,8 @@ def _one_line(error: ValidationError) -> str:
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
+        below = first["input"] if isinstance(first["input"], dict) else {}
+        key = ".".join([key, *(name for name, _ in list(_flatten(below))[:1])])
         return f"unknown setting {key!r}; {_nearest(key)}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} = {first['input']!r}: {message}" if first["type"] != "missing" else f"{key} is missing"
@@ -241,6 +258,7 @@ def _one_line(error: ValidationError) -> str:
 
 def _nearest(key: str) -> str:
     """The nearest valid key, found by its last part first: `epochs` means `train.epochs`."""
-    last = key.rpartition(".")[2]
+    section, _, last = key.rpartition(".")
     same = [k for k in keys() if k.rpartition(".")[2] == last]
-    return f"did you mean {same[0]!r}?" if same else did_you_mean(key, keys())
+    beside = [k for k in keys() if section and k.startswith(f"{section}.")]
+    return f"did you mean {same[0]!r}?" if same else did_you_mean(key, beside or keys())

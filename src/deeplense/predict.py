@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from deeplense import weights
+from deeplense.data.files import replacing
 from deeplense.data.schema import LensSet
-from deeplense.errors import DataError
+from deeplense.errors import DataError, RunError
 from deeplense.tasks import LensTask
 
 logger = logging.getLogger(__name__)
@@ -83,3 +84,22 @@ class Predictor:
         wanted = self.task.preprocess.input_size
         if (height, width) != wanted:
             logger.warning("images of %dx%d pixels are resized to the %dx%d of training", height, width, *wanted)
+
+
+def write_table(table: pa.Table, path: Path | str) -> None:
+    """Write predictions as ``.csv`` or ``.parquet``.
+
+    Raises:
+        RunError: another ending, or the file exists.
+    """
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    path = Path(path)
+    writers = {".csv": pyarrow.csv.write_csv, ".parquet": pyarrow.parquet.write_table}
+    if path.suffix not in writers:
+        raise RunError(f"{path}: tables are written as {' or '.join(writers)}")
+    if path.exists():
+        raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    with replacing(path) as temporary:
+        writers[path.suffix](table, temporary)

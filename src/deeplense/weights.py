@@ -92,7 +92,7 @@ def load_into(network: nn.Module, path: Path) -> None:
         shapes = [tuple(state[wrong[0]].shape) if wrong[0] in state else "absent" for state in (given, wanted)]
         raise ModelError(
             f"the weights in {path} do not fit the network: {wrong[0]} is {shapes[0]} there, {shapes[1]} here; choose "
-            " the model.name, model.width and classes that they were trained with"
+            "the model.name, model.width and classes that they were trained with"
         )
     network.load_state_dict(given)
 
@@ -100,6 +100,9 @@ def load_into(network: nn.Module, path: Path) -> None:
 def save(state: State, path: Path) -> None:
     """Write tensors to ``.safetensors``, ``.json`` or ``.json.gz``, by the ending of the name."""
     ending = _ending(path)
+    other = [f"{name} is {tensor.dtype}" for name, tensor in state.items() if tensor.dtype not in JSON_TYPES]
+    if other and ending != ".safetensors":
+        raise ModelError(f"{other[0]}; JSON keeps float32, int64 and bool: use .safetensors")
     with replacing(path) as temporary:
         if ending == ".safetensors":
             temporary.write_bytes(as_bytes({name: tensor.contiguous() for name, tensor in state.items()}))
@@ -188,8 +191,6 @@ def _write_json(state: State, file: Any) -> None:
     """The state dictionary as lists, one tensor to a line, one slice of it in memory at a time."""
     file.write(b"{")
     for i, (name, tensor) in enumerate(state.items()):
-        if tensor.dtype not in JSON_TYPES:
-            raise ModelError(f"{name} is {tensor.dtype}; JSON keeps float32, int64 and bool: use .safetensors")
         file.write(f"{',' if i else ''}\n{json.dumps(name)}: ".encode())
         for part in _lists(tensor.detach().cpu()):
             file.write(part.encode())
@@ -210,15 +211,18 @@ def _lists(tensor: Tensor) -> Iterator[str]:
 
 def _read_json(file: Any) -> State:
     """Line by line where one tensor stands on each, as we write it; all at once otherwise."""
-    first = file.readline()
-    if first.strip() != "{":
-        return _tensors(json.loads(first + file.read()))
     state: State = {}
-    for line in file:
-        if line.strip() != "}":
-            state |= _tensors(json.loads("{" + line.strip().removesuffix(",") + "}"))
+    try:
+        for line in file:
+            if line.strip() not in ("{", "}"):
+                state |= _tensors(json.loads("{" + line.strip().removesuffix(",") + "}"))
+    except ValueError:
+        file.seek(0)
+        return _tensors(json.load(file))
     return state
 
 
-def _tensors(values: Mapping[str, Any]) -> State:
+def _tensors(values: Any) -> State:
+    if not isinstance(values, dict) or any(isinstance(value, str | dict) for value in values.values()):
+        raise ValueError("it holds no state dictionary of lists")
     return {name: torch.tensor(value) for name, value in values.items()}

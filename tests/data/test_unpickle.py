@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -164,14 +165,29 @@ def test_dtype_with_forged_state_does_not_reach_numpy():
     assert load_objects(io.BytesIO(forged)) == list("AAAAAAAA")
 
 
-def test_protocol_5_is_refused_before_it_is_read():
-    with pytest.raises(ValueError, match="protocol 5"):
-        load_objects(io.BytesIO(pickle.dumps(objects(IMAGE, 1.0), protocol=5)))
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pytest.param(b"Nr" + (2**31).to_bytes(4, "little") + b".", id="memo"),
+        pytest.param(b"\x96" + (2**36).to_bytes(8, "little") + b".", id="bytearray"),
+        pytest.param(b"\x8e" + (2**36).to_bytes(8, "little") + b".", id="bytes"),
+        pytest.param(b"\x80\x04\x95" + (2**36).to_bytes(8, "little") + b"N.", id="frame"),
+    ],
+)
+def test_a_forged_number_claims_no_memory(forged):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"object array"):
+        load_objects(io.BytesIO(forged))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_refusal_carries_the_full_name():
     with pytest.raises(RefusedPickle, match=r"^subprocess\.Popen$"):
         load_objects(io.BytesIO(b"csubprocess\nPopen\n."))
+    with pytest.raises(RefusedPickle, match=r"^os\.\\n\\x1b\[2J$"):
+        load_objects(io.BytesIO(b"\x80\x04\x8c\x02os\x8c\x05\n\x1b[2J\x93."))
 
 
 def test_damaged_files_give_only_our_own_errors(tmp_path):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import pickle
-import pickletools
 import re
+import struct
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -106,20 +106,28 @@ _WORDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _check_protocol(stream: IO[bytes]) -> None:
-    """Raises UnpicklingError for protocol 5; otherwise leaves the stream where it is."""
-    start = stream.tell()
-    if any(instruction.proto > 4 for instruction, _, _ in pickletools.genops(stream)):
-        # np.save never writes it, and its instructions for buffers make a forged file upset CPython's own memory.
-        raise pickle.UnpicklingError("pickle protocol 5")
-    stream.seek(start)
+# Instructions of protocol 5, which np.save never writes: they reserve as much memory as the file asks for.
+_BUFFERS = {pickle.BYTEARRAY8[0], pickle.NEXT_BUFFER[0], pickle.READONLY_BUFFER[0]}
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
+    """Python's unpickler written in Python: in the one written in C a single forged number can claim all memory."""
+
+    dispatch: ClassVar[dict[int, Callable[..., Any]]] = {
+        code: act for code, act in pickle._Unpickler.dispatch.items() if code not in _BUFFERS
+    }
+
     def find_class(self, module: str, name: str) -> _Word:
         if (make := _WORDS.get(f"{module}.{name}")) is None:
-            raise RefusedPickle(f"{module}.{name}")
+            raise RefusedPickle(f"{module}.{name}".encode("unicode_escape").decode()[:80])  # one line, whatever it is
         return _Word(make)
+
+
+# All that the instructions of a damaged pickle raise: they take from empty stacks, call numbers, add to text ...
+_BROKEN = (
+    pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
+    LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def load_objects(stream: IO[bytes]) -> list[Any]:
@@ -130,12 +138,9 @@ def load_objects(stream: IO[bytes]) -> list[Any]:
         ValueError: the pickle is broken, or holds something else than an array.
     """
     try:
-        _check_protocol(stream)
         whole = _PlainUnpickler(stream, encoding="latin1").load()
-    except (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError) as error:
-        raise ValueError(f"broken object array: {error}") from error
-    except (MemoryError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"broken object array: {error}") from error
+    except _BROKEN as error:
+        raise ValueError(f"broken object array: {error!r}") from error
     if not isinstance(whole, _Array) or not isinstance(whole.value, list):
         raise ValueError("the pickle does not hold an object array")
     return [item.value if isinstance(item, _Array) else item for item in whole.value]

@@ -1,0 +1,220 @@
+"""The command line: each command is a few lines that call the library, and the only place that prints."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deeplense import __version__
+from deeplense.errors import ConfigError, DeepLenseError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example data=DIR train.epochs=5")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar")]
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages")] = False,
+) -> None:
+    """Strong gravitational lenses: simulate them, tell dark-matter substructure apart, judge the result."""
+    if version:
+        print(f"deeplense {__version__}")
+        raise typer.Exit
+    _log(logging.DEBUG if debug else logging.INFO)
+
+
+@app.command()
+def simulate(
+    preset: Annotated[str, typer.Argument(help="Which kind of images; see --list")] = "",
+    num: Annotated[int, typer.Option(help="How many images")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to")] = None,
+    seed: Annotated[int, typer.Option(help="Names the sequence of images")] = 0,
+    fidelity: Annotated[str, typer.Option(help="physical, or published: as the public data set, quirks included")] = (
+        "physical"
+    ),
+    format: Annotated[str, typer.Option(help="parquet (shards and a dataset card) or npy (DeepLense folders)")] = (
+        "parquet"
+    ),
+    device: Annotated[str, typer.Option(help="Where rays are traced: cpu or cuda")] = "cpu",
+    compile: Annotated[bool, typer.Option("--compile", help="Several times faster after some seconds")] = False,
+    list_presets: Annotated[bool, typer.Option("--list", help="Show the presets and stop")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate images of lenses. The same command again continues after an interruption."""
+    from deeplense.simulate import preset as presets
+
+    if list_presets:
+        for name in presets.names():
+            for fidelity, world in presets.load(name).fidelities.items():
+                print(f"{name:<16}{fidelity:<12}{world.about}")
+        return
+    if not preset or out is None:
+        raise ConfigError("give a preset and --out DIR, for example: deeplense simulate common-test --out lenses")
+    from deeplense.simulate import dataset
+    from deeplense.simulate.generate import Simulator
+
+    simulator = Simulator(preset, fidelity, seed, device=device, compile=compile)
+    dataset.simulate(simulator, num, out, format, progress=not quiet)
+    print(f"{num} images of {preset} ({fidelity}, seed {seed}) are in {out}")
+
+
+@app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="Images in any layout: .npy folders, .npz, Parquet")],
+    dst: Annotated[Path, typer.Argument(help="Folder to write to")],
+    format: Annotated[str, typer.Option(help="parquet or npy")] = "parquet",
+    max_bad_fraction: Annotated[float, typer.Option(help="Share of images that may be left out")] = 0.01,
+    quiet: Quiet = False,
+) -> None:
+    """Bring images into another layout; nothing that exists is overwritten."""
+    from deeplense.data.convert import convert as run
+
+    counts = run(src, dst, to=format, max_bad_fraction=max_bad_fraction, progress=not quiet)
+    for split, by_class in counts.items():
+        text = ", ".join(f"{count} {name}".strip() for name, count in by_class.items())
+        print(f"{dst / split}: {text} images")
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="Name of a config (substructure, brief/substructure ...) or a .toml")],
+    settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved settings and stop")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network. The same command again continues an unfinished run."""
+    from deeplense import config as configs
+
+    resolved = configs.load(config, settings or [])
+    if dry_run:
+        print(resolved.to_toml(), end="")
+        return
+    from deeplense import train as training
+
+    run = training.fit(resolved, training.load_data(resolved), progress=not quiet)
+    print(f"the trained run is in {run}; judge it with: deeplense evaluate {run} data=DIR")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; the run folder if not given")] = None,
+) -> None:
+    """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
+    from deeplense.evaluate.judge import evaluate as judge
+
+    metrics = judge(run, _images(settings, split="test"), out)
+    print(_summary(metrics))
+    print(f"report: {(out or run) / 'report.html'}")
+
+
+@app.command()
+def predict(
+    run: Run,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Table to write: .csv or .parquet")] = Path("predictions.csv"),
+) -> None:
+    """Probabilities for images, as a table."""
+    from deeplense.predict import Predictor, write_table
+
+    table = Predictor.load(run).predict(_images(settings))
+    write_table(table, out)
+    print(f"{table.num_rows} rows are in {out}")
+
+
+@app.command()
+def export(
+    run: Run,
+    format: Annotated[str, typer.Option(help="json, json.gz, onnx or safetensors")] = "json",
+    gzip: Annotated[bool, typer.Option("--gzip", help="Compress the JSON")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write; weights.FORMAT in the run folder if not given")] = None,
+) -> None:
+    """Write a run's weights in another format."""
+    from deeplense import weights
+
+    ending = "json.gz" if gzip and format == "json" else format
+    path = out or run / f"weights.{ending}"
+    weights.export(weights.load_task(run), path)
+    print(path)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to work in")] = Path("demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Simulate, train, evaluate and report in a few minutes on a CPU."""
+    from deeplense import demo as show
+
+    metrics = show.run(out, progress=not quiet)
+    print(_summary(metrics))
+    print(f"report: {out / 'run' / 'report.html'}")
+
+
+def _images(settings: list[str] | None, split: str | None = None) -> Any:
+    """The LensSet that ``data=...`` names."""
+    from deeplense import config as configs
+    from deeplense.data.read import find_splits, read
+
+    data = configs.parse_data(settings or [])
+    if data.path is None:
+        raise ConfigError("no images are named: add data=DIR")
+    which = split if split in find_splits(data.path) else None
+    return read(data.path, split=which, max_bad_fraction=data.max_bad_fraction, max_memory_gb=data.max_memory_gb)
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    auc, accuracy = metrics["auc_macro"], metrics["accuracy"]
+    if auc is None or auc.get("value") is None:
+        return f"accuracy {_interval(accuracy)}; the AUC needs images of two classes or more"
+    return f"macro AUC {_interval(auc)}, accuracy {_interval(accuracy)} on {metrics['n']} images"
+
+
+def _interval(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.4f} (95 % interval {figure['low']:.4f} to {figure['high']:.4f})"
+
+
+def _log(level: int) -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=level == logging.DEBUG)
+    package = logging.getLogger("deeplense")
+    package.handlers[:] = [handler]
+    package.setLevel(level)
+    package.propagate = False
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends in one line and exit code 2."""
+    debug = "--debug" in sys.argv
+    # The flag may stand anywhere: the command line knows it only before the command.
+    sys.argv[1:] = [*(["--debug"] if debug else []), *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        app()
+    except (DeepLenseError, OSError) as error:
+        if debug:
+            raise
+        print(f"Error: {' '.join(_explain(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    return f"{reason}; what was complete is kept: make room or choose another folder, then run the command again"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A trained run and labelled images in, a judgement out: scores, ``metrics.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplense import weights
+from deeplense.data.classes import align
+from deeplense.data.schema import LensSet
+from deeplense.errors import DataError
+from deeplense.evaluate.report import classification_report
+from deeplense.train.callbacks import METRICS
+from deeplense.train.folder import ENVIRONMENT
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    run: Path | str, lens_set: LensSet, out: Path | str | None = None, batch_size: int = 128, bootstrap: int = 1000
+) -> dict[str, Any]:
+    """Judge a finished run on images that it has not seen, and write the report.
+
+    Args:
+        lens_set: labelled images.
+        out: folder for ``metrics.json`` and ``report.html``; the run folder if None.
+        bootstrap: number of resamples for the intervals.
+
+    Returns:
+        The metrics, as written.
+
+    Raises:
+        RunError: there is no such run, or it is not finished.
+        DataError: no labels, other classes, or images of another number of channels.
+    """
+    run = Path(run)
+    task, card = weights.load_task(run), weights.load_card(run)
+    task.to("cuda" if torch.cuda.is_available() else "cpu")
+    warn_if_seen(card, lens_set)
+    if lens_set.label is None:
+        raise DataError("the images have no labels: evaluation needs a sub-folder for each class")
+    lens_set = align(lens_set, task.classes)
+    logits = torch.cat(list(task.outputs(lens_set.images, batch_size)))
+    return classification_report(
+        Path(out) if out else run,
+        title=f"{task.config.task}: {run.name}",
+        logits=logits,
+        label=lens_set.label,
+        classes=task.classes,
+        images=lens_set.images,
+        names=lens_set.name,
+        temperature=task.calibration.get("temperature", 1.0),
+        provenance=_provenance(run, card, lens_set),
+        history=_history(run),
+        bootstrap=bootstrap,
+    )
+
+
+def warn_if_seen(card: Mapping[str, Any], lens_set: LensSet) -> None:
+    """Say so when the images are those that the run was trained or validated on."""
+    data, made = card["config"]["data"], lens_set.provenance
+    is_same_stream = data["path"] == f"preset:{made.get('preset')}" and all(
+        data[key] == made.get(key) for key in ("fidelity", "seed")
+    )
+    if is_same_stream or lens_set.fingerprint() in card.get("data", {}).values():
+        logger.warning("these images were used in training: the scores say nothing about new ones")
+
+
+def _provenance(run: Path, card: Mapping[str, Any], lens_set: LensSet) -> dict[str, Any]:
+    environment = json.loads((run / ENVIRONMENT).read_text()) if (run / ENVIRONMENT).is_file() else {}
+    judged = {"images": len(lens_set), "fingerprint": lens_set.fingerprint(), **lens_set.provenance}
+    return {
+        "run": run.name,
+        "judged on": judged,
+        "trained on": card.get("data", {}),
+        "validation": card.get("scores", {}),
+        "config": card["config"],
+        "environment": environment,
+    }
+
+
+def _history(run: Path) -> list[dict[str, Any]] | None:
+    path = run / METRICS
+    if not path.is_file():
+        return None
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from toy import CLASSES, lens_set, tiny
+
+from deeplense.config import Config, LossConfig, OptimConfig
+from deeplense.data.module import LensDataset
+from deeplense.data.transform import Preprocess, d4
+from deeplense.errors import ConfigError
+from deeplense.tasks import TASKS, get, schedule
+
+
+def make(name="substructure", **changes):
+    settings = Config(**{**tiny("unused").model_dump(), "task": name, **changes})
+    return get(name)(settings, CLASSES, 1, Preprocess((24, 24)).fit(lens_set(30).images))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_the_contract(name):
+    task = make(name)
+    batch = LensDataset(lens_set(12)).__getitems__(range(12))
+    output = task(batch["image"])
+    loss = task.loss(output, batch)
+    assert loss.shape == (12,) and loss.isfinite().all()
+    loss.mean().backward()
+    assert all(p.grad is not None for p in task.network.parameters())
+    validated = task.validated_on(lens_set(12), batch_size=5)
+    assert all(len(column) == 12 for column in validated.values())
+    assert 0 <= task.score(validated) <= 1
+    task.calibration = task.calibrate(validated)
+    columns = task.columns(torch.cat(list(task.outputs(lens_set(12).images, batch_size=5))))
+    assert all(column.shape == (12,) and column.isfinite().all() for column in columns.values())
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'substructure'"):
+        get("substruct")
+
+
+def test_loss_is_cross_entropy_of_the_right_class():
+    logits, batch = torch.tensor([[0.0, 1.0, -2.0]]), {"label": torch.tensor([1])}
+    expected = math.log(1 + math.exp(-1) + math.exp(-3))
+    assert make().loss(logits, batch).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_label_smoothing_acts_in_training_only():
+    task = make(loss=LossConfig(label_smoothing=0.3))
+    logits, batch = torch.tensor([[0.0, 1.0, -2.0]]), {"label": torch.tensor([1])}
+    each = -logits.log_softmax(1)[0]
+    smooth = 0.7 * each[1] + 0.3 * each.mean()  # Szegedy et al., arXiv:1512.00567, section 7
+    torch.testing.assert_close(task.train().loss(logits, batch)[0], smooth)
+    torch.testing.assert_close(task.eval().loss(logits, batch)[0], each[1])
+
+
+def test_score_is_the_mean_one_vs_rest_auc():
+    label = torch.tensor([0, 0, 1, 1, 2, 2])
+    perfect = torch.eye(3)[label] * 5
+    assert make().score({"output": perfect, "label": label}) == pytest.approx(1)
+    # Class 0 by chance: one of four pairs... its probabilities tie everywhere; the others are still told apart.
+    tied = perfect.clone()
+    tied[label == 0] = torch.tensor([0.0, 5.0, 0.0])
+    # By hand: class 0 has equal probability for all images, AUC 1/2; class 1 beats the two of class 2 and ties with
+    # the two of class 0, AUC 3/4; class 2 is found, AUC 1.
+    assert make().score({"output": tied, "label": label}) == pytest.approx((0.5 + 0.75 + 1) / 3)
+
+
+def test_columns_are_probabilities_at_the_calibrated_temperature():
+    task = make()
+    task.calibration = {"temperature": 2.0}
+    columns = task.columns(torch.tensor([[2.0, 0.0, -2.0]]))
+    weights = [math.e, 1, 1 / math.e]
+    assert list(columns) == ["p_no", "p_sphere", "p_vort", "label_pred"]
+    for name, weight in zip(list(columns)[:3], weights, strict=True):
+        assert columns[name].item() == pytest.approx(weight / sum(weights), rel=1e-6)
+    assert columns["label_pred"].item() == 0
+
+
+def test_averaging_over_the_square_makes_outputs_symmetric():
+    task, images = make(), lens_set(6).images
+    turned = d4(torch.from_numpy(images), 5).numpy()
+    plain = [torch.cat(list(task.outputs(x, 4))) for x in (images, turned)]
+    averaged = [torch.cat(list(task.outputs(x, 4, average_symmetries=True))) for x in (images, turned)]
+    assert not torch.allclose(*plain, atol=1e-4)
+    torch.testing.assert_close(*averaged, rtol=1e-4, atol=1e-5)
+
+
+def test_cosine_rises_then_falls_to_nothing():
+    config = OptimConfig(schedule="cosine", warmup=0.1)
+    rates = [schedule.factor(config, step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+
+
+def test_constant_stays():
+    assert {schedule.factor(OptimConfig(schedule="constant"), step, 10) for step in range(11)} == {1.0}
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "onecycle", "plateau"])
+def test_every_schedule_starts_and_only_kernels_decay(name):
+    task = make()
+    found = schedule.configure(OptimConfig(schedule=name, weight_decay=0.1), task.network, steps=20)
+    decayed, free = found["optimizer"].param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(task.network.parameters()))
+
+
+def test_onecycle_peaks_at_the_given_rate():
+    found = schedule.configure(OptimConfig(schedule="onecycle", lr=0.01), make().network, steps=50)
+    rates = []
+    for _ in range(50):
+        rates.append(found["optimizer"].param_groups[0]["lr"])
+        found["optimizer"].step()
+        if len(rates) < 50:
+            found["lr_scheduler"]["scheduler"].step()
+    assert max(rates) == pytest.approx(0.01, rel=0.02)
+    assert 0.25 < rates.index(max(rates)) / 50 < 0.35

@@ -1,0 +1,64 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy import CLASSES, lens_set, tiny
+
+from deeplense import weights
+from deeplense.data.transform import Preprocess
+from deeplense.errors import DataError, RunError
+from deeplense.predict import Predictor
+from deeplense.tasks import get
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    task = get("substructure")(tiny(folder), CLASSES, 1, Preprocess((24, 24)).fit(lens_set(30).images))
+    task.calibration = {"temperature": 0.5}
+    weights.save_task(task.eval(), folder)
+    return folder
+
+
+def test_the_table_has_a_row_an_image_and_probabilities_at_the_temperature(run):
+    images = lens_set(11, seed=5)
+    predictor = Predictor.load(run, device="cpu")
+    table = predictor.predict(images, batch_size=4)
+    assert table.column_names == ["name", "p_no", "p_sphere", "p_vort", "label_pred"]
+    assert table["name"].to_pylist() == list(images.name)
+    logits = predictor.outputs(images, batch_size=11).double().numpy() / 0.5
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    found = np.stack([table[f"p_{name}"].to_numpy() for name in CLASSES], axis=1)
+    np.testing.assert_allclose(found, probs, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(table["label_pred"].to_numpy(), probs.argmax(1))
+
+
+def test_labels_play_no_part(run):
+    predictor, images = Predictor.load(run), lens_set(6)
+    assert predictor.predict(images).equals(predictor.predict(replace(images, label=None, classes=())))
+
+
+def test_other_sizes_warn_once_and_are_predicted(run, caplog):
+    table = Predictor.load(run).predict(lens_set(9, size=40), batch_size=2)
+    assert table.num_rows == 9
+    assert [r.message for r in caplog.records] == ["images of 40x40 pixels are resized to the 24x24 of training"]
+
+
+def test_no_images_give_an_empty_table(run):
+    empty = lens_set(3).select(np.array([], np.int64))
+    assert Predictor.load(run).predict(empty).num_rows == 0
+
+
+def test_images_that_do_not_suit_the_network(run):
+    predictor, good = Predictor.load(run), lens_set(4)
+    with pytest.raises(DataError, match="have 2 channels; this network was trained on 1"):
+        predictor.predict(replace(good, images=good.images.repeat(2, axis=1)))
+    with pytest.raises(DataError, match="quarter turns need square images, these are 24x20"):
+        predictor.predict(replace(good, images=np.ascontiguousarray(good.images[..., :20])), average_symmetries=True)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        Predictor.load(tmp_path / "none")
