@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import CLASSES, lens_set, tiny
 
 from deeplense import weights
 from deeplense.data.transform import Preprocess
 from deeplense.errors import DataError, RunError
 from deeplense.predict import Predictor
 from deeplense.tasks import get
+from toy import CLASSES, lens_set, tiny
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,6 @@ def test_images_that_do_not_suit_the_network(run):
     predictor, good = Predictor.load(run), lens_set(4)
     with pytest.raises(DataError, match="have 2 channels; this network was trained on 1"):
         predictor.predict(replace(good, images=good.images.repeat(2, axis=1)))
-    with pytest.raises(DataError, match="quarter turns need square images, these are 24x20"):
-        predictor.predict(replace(good, images=np.ascontiguousarray(good.images[..., :20])), average_symmetries=True)
 
 
 def test_no_run(tmp_path):

@@ -6,12 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from toy import CLASSES, lens_set, tiny
 
 from deeplense import weights
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ModelError, RunError
 from deeplense.tasks import get
+from toy import CLASSES, lens_set, tiny
 
 
 def state():
@@ -89,7 +89,7 @@ def test_json_memory_is_bounded_by_a_tensor_not_by_the_model(tmp_path):
 
 
 def test_types_that_json_would_change_are_refused(tmp_path):
-    with pytest.raises(ModelError, match="w is torch.float64; JSON keeps"):
+    with pytest.raises(ModelError, match=r"w is torch\.float64; JSON keeps"):
         weights.save({"w": torch.zeros(2, dtype=torch.float64)}, tmp_path / "w.json")
     assert not list(tmp_path.iterdir())
 

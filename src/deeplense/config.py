@@ -49,12 +49,13 @@ class ModelConfig(Section):
     """The network, and what happens to an image before it; everything here travels with the weights."""
 
     name: str = "compact"  # our own, or any transformers image classifier
-    width: PositiveInt = 24  # channels of the compact network's first stage
+    width: PositiveInt = 48  # channels of the compact network's first stage
     pretrained: bool = False
     init: str | None = None  # a run or a weights file to start from
     crop: PositiveInt | None = None  # centre crop, pixels
     size: PositiveInt | None = None  # resize (after the crop) to this many pixels
     stretch: Literal["none", "sqrt", "asinh"] = "none"
+    average: Literal["none", "flips", "d4"] = "none"  # predict the mean over an image's 1, 4 or 8 mirrorings and turns
 
 
 class AugmentConfig(Section):

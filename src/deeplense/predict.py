@@ -49,38 +49,29 @@ class Predictor:
         """Class names in the order of their numbers."""
         return self.task.classes
 
-    def outputs(self, lens_set: LensSet, average_symmetries: bool = False, batch_size: int = 128) -> Tensor:
+    def outputs(self, lens_set: LensSet, batch_size: int = 128) -> Tensor:
         """What the network says of each image, before calibration: float32 (N, ...), for a classifier the logits.
 
-        Args:
-            average_symmetries: take the mean over the image's eight mirrorings and quarter turns: eight times the work.
-
         Raises:
             DataError: the images do not suit the network.
         """
-        self._check(lens_set, average_symmetries)
-        parts = list(self.task.outputs(lens_set.images, batch_size, average_symmetries))
+        self._check(lens_set)
+        parts = list(self.task.outputs(lens_set.images, batch_size))
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
-    def predict(self, lens_set: LensSet, average_symmetries: bool = False, batch_size: int = 128) -> pa.Table:
+    def predict(self, lens_set: LensSet, batch_size: int = 128) -> pa.Table:
         """A table with one row an image: ``name``, then what the task predicts (``p_<class>``, ``label_pred``).
-
-        Args:
-            average_symmetries: as in :meth:`outputs`.
 
         Raises:
             DataError: the images do not suit the network.
         """
-        outputs = self.outputs(lens_set, average_symmetries, batch_size)
-        columns = {name: column.numpy() for name, column in self.task.columns(outputs).items()}
+        columns = {name: column.numpy() for name, column in self.task.columns(self.outputs(lens_set, batch_size)).items()}
         return pa.table({"name": pa.array(lens_set.name, pa.string()), **columns})
 
-    def _check(self, lens_set: LensSet, average_symmetries: bool) -> None:
+    def _check(self, lens_set: LensSet) -> None:
         channels, height, width = lens_set.images.shape[1:]
         if channels != self.task.in_channels:
             raise DataError(f"the images have {channels} channels; this network was trained on {self.task.in_channels}")
-        if average_symmetries and height != width:
-            raise DataError(f"quarter turns need square images, these are {height}x{width}: switch the averaging off")
         wanted = self.task.preprocess.input_size
         if (height, width) != wanted:
             logger.warning("images of %dx%d pixels are resized to the %dx%d of training", height, width, *wanted)

@@ -6,7 +6,7 @@ import copy
 import gzip
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,11 @@ class Served(nn.Module):
 
     def __init__(self, task: LensTask) -> None:
         super().__init__()
-        self.preprocess, self.network, self.columns = task.preprocess, task.network, task.columns
+        self.task = task
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) as read -> the task's columns, (B,) each, in their order."""
-        return tuple(self.columns(self.network(self.preprocess(image))).values())
+        return tuple(self.task.columns(self.task.averaged(image)).values())
 
 
 def _export_onnx(task: LensTask, path: Path) -> None:

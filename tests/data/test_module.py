@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import data, lens_set
 
 from deeplense.data.module import LensDataModule, LensDataset
 from deeplense.errors import DataError
+from toy import data, lens_set
 
 
 def order(module, epoch):

@@ -3,15 +3,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from toy import lens_set
 
 from deeplense.config import AugmentConfig
 from deeplense.data.transform import Augment, Preprocess, d4
 from deeplense.errors import DataError
+from toy import lens_set
 
 
 def random_images(num=700, channels=2, size=10, offset=1e3):
-    return (np.random.default_rng(0).normal(offset, 2, (num, channels, size, size)) * [[[[1]], [[3]]]]).astype("float32")
+    return (np.random.default_rng(0).normal(offset, 2, (num, channels, size, size)) * [[[[1]], [[3]]]]).astype(
+        "float32"
+    )
 
 
 def test_mean_and_scatter_are_numpys_in_float64():
@@ -46,8 +48,12 @@ def test_other_sizes_are_brought_to_the_training_size_and_then_to_the_networks()
 
 @pytest.mark.parametrize(
     ("stretch", "expected"),
-    [("none", lambda x, s: x), ("sqrt", lambda x, s: np.sign(x) * np.sqrt(np.abs(x))), ("asinh", lambda x, s: np.arcsinh(x / s))],
-)  # fmt: skip
+    [
+        ("none", lambda x, s: x),
+        ("sqrt", lambda x, s: np.sign(x) * np.sqrt(np.abs(x))),
+        ("asinh", lambda x, s: np.arcsinh(x / s)),
+    ],
+)
 def test_stretches(stretch, expected):
     images = random_images(50, offset=0)
     fitted = Preprocess((10, 10), stretch=stretch).fit(images)

@@ -88,9 +88,9 @@ def test_what_cannot_be_had_is_a_model_error_that_says_what_to_do(monkeypatch, t
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(ModelError, match="local folder.*HF_HOME.*pretrained=false.*'microsoft/resnet-50'"):
+    with pytest.raises(ModelError, match=r"local folder.*HF_HOME.*pretrained=false.*'microsoft/resnet-50'"):
         backbone.build(ModelConfig(name="microsoft/resnet-500"), 1, 3)
     with pytest.raises(ModelError, match="holds no image classifier"):
         backbone.build(ModelConfig(name=str(tmp_path)), 1, 3)
-    with pytest.raises(ModelError, match="model.init=RUN"):
+    with pytest.raises(ModelError, match=r"model\.init=RUN"):
         backbone.build(ModelConfig(pretrained=True), 1, 3)

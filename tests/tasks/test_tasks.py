@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from toy import CLASSES, lens_set, tiny
 
 from deeplense.config import Config, LossConfig, OptimConfig
 from deeplense.data.module import LensDataset
 from deeplense.data.transform import Preprocess, d4
 from deeplense.errors import ConfigError
 from deeplense.tasks import TASKS, get, schedule
+from toy import CLASSES, lens_set, tiny
 
 
 def make(name="substructure", **changes):
@@ -76,11 +76,12 @@ def test_columns_are_probabilities_at_the_calibrated_temperature():
     assert columns["label_pred"].item() == 0
 
 
-def test_averaging_over_the_square_makes_outputs_symmetric():
-    task, images = make(), lens_set(6).images
-    turned = d4(torch.from_numpy(images), 5).numpy()
-    plain = [torch.cat(list(task.outputs(x, 4))) for x in (images, turned)]
-    averaged = [torch.cat(list(task.outputs(x, 4, average_symmetries=True))) for x in (images, turned)]
+@pytest.mark.parametrize(("average", "element"), [("flips", 4), ("flips", 2), ("d4", 5)])
+def test_averaging_makes_outputs_symmetric(average, element):
+    images = lens_set(6).images
+    turned = d4(torch.from_numpy(images), element).numpy()
+    plain = [torch.cat(list(make().outputs(x, 4))) for x in (images, turned)]
+    averaged = [torch.cat(list(make(f"model.average={average}").outputs(x, 4))) for x in (images, turned)]
     assert not torch.allclose(*plain, atol=1e-4)
     torch.testing.assert_close(*averaged, rtol=1e-4, atol=1e-5)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from toy import data, lens_set, tiny, write_folder
 
 from deeplense import config, train, weights
 from deeplense.errors import ConfigError, DataError, ModelError, RunError
 from deeplense.predict import Predictor
 from deeplense.train import callbacks, folder
+from toy import data, lens_set, tiny, write_folder
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -66,6 +66,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(run, tmp_path):
     other = train.fit(tiny(tmp_path / "c", "seed=1"), data())
     contents = [(r / "model.safetensors").read_bytes() for r in (run, again, other)]
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_averaged_weights_are_validated_and_stored_and_leave_training_alone(tmp_path):
+    runs = [train.fit(tiny(tmp_path / f"ema-{decay}", f"train.ema={decay}"), data()) for decay in (0, 0.99)]
+    losses = [[row["train_loss"] for row in rows(r)] for r in runs]
+    scores = [[row["val_loss"] for row in rows(r)] for r in runs]
+    assert losses[0] == losses[1] and scores[0] != scores[1]
+    assert (runs[0] / "model.safetensors").read_bytes() != (runs[1] / "model.safetensors").read_bytes()
 
 
 class _Stop(Callback):
@@ -178,7 +186,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
 
 
 def test_loss_blown_up_says_what_to_do(tmp_path):
-    with pytest.raises(RunError, match="choose a smaller optim.lr"):
+    with pytest.raises(RunError, match=r"choose a smaller optim\.lr"):
         train.fit(tiny(tmp_path / "a", "optim.lr=1e30", "train.ema=0", "optim.schedule=constant"), data())
 
 
@@ -280,6 +288,12 @@ def test_an_unknown_logger_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "WandbLogger", missing)
     with pytest.raises(ConfigError, match=r"pip install 'deeplense\[wandb\]'"):
         train.fit(tiny(tmp_path / "a", "train.loggers=['wandb']"), data())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.accelerator=gpu, devices=1: "):
+        train.fit(tiny(tmp_path / "a", "train.accelerator=gpu"), data())
 
 
 def test_tensorboard_by_name(tmp_path):

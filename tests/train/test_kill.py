@@ -21,7 +21,9 @@ train.fit(toy.tiny(sys.argv[1], "train.epochs=6", "train.ema=0.99", *sys.argv[2:
 def start(run: Path, *overrides: str) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(deeplense.__file__).parents[1]), str(Path(__file__).parents[1])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(run), *overrides], env=env)
+    program = run.with_name("program.py")  # a file, for Lightning starts further devices by running it again
+    program.write_text(PROGRAM)
+    return subprocess.Popen([sys.executable, str(program), str(run), *overrides], env=env)
 
 
 def wait_for_rows(run: Path, number: int, process: subprocess.Popen) -> None:

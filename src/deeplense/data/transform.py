@@ -102,6 +102,10 @@ class Augment(nn.Module):
         return images if self.kornia is None else self.kornia(images)
 
 
+# Elements of D4 that a prediction may be averaged over: none but the identity, mirrorings, or all eight.
+SYMMETRIES = {"none": (0,), "flips": (0, 2, 4, 6), "d4": tuple(range(8))}
+
+
 def d4(images: Tensor, element: int) -> Tensor:
     """One of the eight symmetries of the square (0 = none changed): bit 2 mirrors x, bits 0-1 count quarter turns."""
     images = images.flip(-1) if element & 4 else images

@@ -12,8 +12,8 @@ from caustics.lenses import func
 from torch import Tensor
 
 Deflection = tuple[Tensor, Tensor]
-# A ray that hits a point mass or the end of a string exactly would divide by zero.
-SOFTENING = 1e-7
+# A ray that hits a centre, a point mass or the end of a string exactly would divide by zero; arcsec, as in lenstronomy.
+SOFTENING = 1e-10
 
 
 def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -24,9 +24,11 @@ def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
 def ellipticity_to_axis_ratio(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     """Axis ratio q and angle phi (radian) of the major axis, from e = (1-q)/(1+q) exp(2i phi).
 
-    A round lens has no angle: it is given the smallest ellipticity that keeps value and gradient finite.
+    A round lens has no angle: it is given the smallest ellipticity that keeps value and gradient right. That is added,
+    not put in its place, or the gradient in e1 would vanish.
     """
-    e1 = torch.where((e1 == 0) & (e2 == 0), torch.finfo(e1.dtype).eps ** (2 / 3), e1)
+    tiny = torch.finfo(e1.dtype).eps ** (2 / 3)
+    e1 = e1 + tiny * (e1**2 + e2**2 < tiny**2 / 4).to(e1.dtype)
     e = torch.sqrt(e1**2 + e2**2)
     return (1 - e) / (1 + e), torch.atan2(e2, e1) / 2
 
@@ -55,7 +57,7 @@ def deflect_sie(
     """
     theta_E, e1, e2, center_x, center_y = _image(theta_E, e1, e2, center_x, center_y)
     q, phi = ellipticity_to_axis_ratio(e1, e2)
-    return func.reduced_deflection_angle_sie(center_x, center_y, q, phi, theta_E, theta_x, theta_y)
+    return func.reduced_deflection_angle_sie(center_x, center_y, q, phi, theta_E, theta_x, theta_y, SOFTENING)
 
 
 def converge_sie(

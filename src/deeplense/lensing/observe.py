@@ -14,7 +14,8 @@ FWHM_TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
 def gaussian_kernel(sigma: Tensor, radius: int) -> Tensor:
     """Sampled one-dimensional Gaussians of sum 1: widths (B,) in pixels -> (B, 2 radius + 1)."""
     offset = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
-    weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    # A width of zero is no blur at all.
+    weight = torch.exp(-0.5 * (offset / sigma[:, None].clamp_min(1e-3)) ** 2)
     return weight / weight.sum(1, keepdim=True)
 
 

@@ -51,6 +51,8 @@ def magnify(deflect: Callable[[Tensor, Tensor], Deflection], theta_x: Tensor, th
 
     References: Narayan & Bartelmann (astro-ph/9606001), eq. 45-47.
     """
+    # The views that make a grid share memory, which forward-mode derivatives do not take.
+    theta_x, theta_y = theta_x.contiguous(), theta_y.contiguous()
     one, zero = torch.ones_like(theta_x), torch.zeros_like(theta_x)
     _, (xx, yx) = torch.func.jvp(deflect, (theta_x, theta_y), (one, zero))
     _, (xy, yy) = torch.func.jvp(deflect, (theta_x, theta_y), (zero, one))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deeplense.config import Config
 from deeplense.data.module import Batch, LensDataset
 from deeplense.data.schema import LensSet
-from deeplense.data.transform import Augment, Preprocess, d4
+from deeplense.data.transform import SYMMETRIES, Augment, Preprocess, d4
 from deeplense.tasks.schedule import configure
 
 Columns = dict[str, Tensor]
@@ -117,17 +117,21 @@ class LensTask(L.LightningModule):
         for start in range(0, len(dataset), batch_size):
             batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
             batch = {name: column.to(self.device) for name, column in batch.items()}
-            parts.append(self.truth(self(batch["image"]), batch))
+            parts.append(self.truth(self.averaged(batch["image"]), batch))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     @torch.inference_mode()
-    def outputs(self, images: np.ndarray, batch_size: int, average_symmetries: bool = False) -> Iterator[Tensor]:
-        """The outputs for raw images (N, C, H, W), batch by batch, float32 on the CPU; perhaps the mean over D4."""
+    def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+        """What :meth:`averaged` says of raw images (N, C, H, W), batch by batch, float32 on the CPU."""
         self.eval()
-        symmetries = range(8) if average_symmetries else range(1)
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device)
-            yield torch.stack([self(d4(batch, element)).float() for element in symmetries]).mean(dim=0).cpu()
+            yield self.averaged(torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device)).cpu()
+
+    def averaged(self, images: Tensor) -> Tensor:
+        """Raw images (B, C, H, W) -> float32 outputs, the mean over the symmetries that ``model.average`` names."""
+        prepared = self.preprocess(images)
+        turned = [self.network(self._layout(d4(prepared, e))).float() for e in SYMMETRIES[self.config.model.average]]
+        return torch.stack(turned).mean(dim=0)
 
     def configure_optimizers(self) -> Any:
         return configure(self.config.optim, self.network, int(self.trainer.estimated_stepping_batches))

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deeplense import weights
 from deeplense.config import Config
@@ -68,24 +69,26 @@ def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing changes on a CPU
     callbacks: list[Callback] = [average(train.ema)] if train.ema else []
     show = progress and sys.stdout.isatty()
-    return L.Trainer(
-        accelerator=train.accelerator,
-        devices=train.devices,
-        strategy="ddp" if train.devices > 1 else "auto",
-        precision=_precision(config),
-        max_epochs=train.epochs,
-        accumulate_grad_batches=train.accumulate,
-        gradient_clip_val=train.clip or None,
-        callbacks=[*callbacks, keeper, *([RichProgressBar(leave=False)] if show else [])],
-        plugins=[AtomicCheckpointIO()],
-        logger=_loggers(config),
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_checkpointing=True,
-        enable_progress_bar=show,
-        use_distributed_sampler=False,
-    )
+    try:
+        return L.Trainer(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            strategy="ddp" if train.devices > 1 else "auto",
+            precision=_precision(config),
+            max_epochs=train.epochs,
+            accumulate_grad_batches=train.accumulate,
+            gradient_clip_val=train.clip or None,
+            callbacks=[*callbacks, keeper, *([RichProgressBar(leave=False)] if show else [])],
+            plugins=[AtomicCheckpointIO()],
+            logger=_loggers(config),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=show,
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"train.accelerator={train.accelerator}, devices={train.devices}: {error}") from error
 
 
 def _precision(config: Config) -> Any:
