@@ -24,10 +24,25 @@ def deflect(names: list[str], kwargs: list[Kwargs], x: Tensor, y: Tensor) -> tup
     return tuple(a.reshape(x.shape) for a in alpha)
 
 
+class StringLens(LensModel):
+    """lenstronomy's lens model and a uniform string of mass, which it does not have, in complex numbers."""
+
+    def __init__(self, names: list[str], theta_E: float, z1: complex, z2: complex) -> None:
+        super().__init__(names)
+        self.theta_E, self.z1, self.z2 = theta_E, z1, z2
+
+    def ray_shooting(self, x, y, kwargs, k=None):
+        beta_x, beta_y = super().ray_shooting(x, y, kwargs, k)
+        z = x + 1j * y
+        conjugate = self.theta_E**2 / (self.z2 - self.z1) * np.log((z - self.z1) / (z - self.z2))
+        return beta_x - conjugate.real, beta_y + conjugate.imag
+
+
 def picture(
     num_pix: int,
     pixel_scale: float,
-    lens: tuple[list[str], list[Kwargs]],
+    lens: LensModel,
+    kwargs_lens: list[Kwargs],
     source: Kwargs,
     fwhm: float | None,
     radius: int = 0,
@@ -39,32 +54,31 @@ def picture(
     corner = -(num_pix - 1) / 2 * pixel_scale
     grid = PixelGrid(num_pix, num_pix, np.eye(2) * pixel_scale, corner, corner)
     numerics = {"supersampling_factor": supersampling}
-    model = ImageModel(grid, psf, LensModel(lens[0]), LightModel(["SERSIC_ELLIPSE"]), kwargs_numerics=numerics)
-    return model.image(lens[1], [source])
+    model = ImageModel(grid, psf, lens, LightModel(["SERSIC_ELLIPSE"]), kwargs_numerics=numerics)
+    return model.image(kwargs_lens, [source])
 
 
-def scene(truth: Kwargs, preset: Any, observation: Any, num_string: int = 4000) -> np.ndarray:
-    """lenstronomy's noiseless image of a row of the truth table; a vortex is drawn as many point masses."""
+def scene(truth: Kwargs, preset: Any, observation: Any) -> np.ndarray:
+    """lenstronomy's noiseless image of a row of the truth table, electrons per second."""
     macro = {name: truth[name] for name in ("e1", "e2", "center_x", "center_y")} | {"theta_E": truth["theta_E_macro"]}
-    halo_E, halo_x, halo_y = (np.asarray(truth[name]) for name in ("sub_theta_E", "sub_x", "sub_y"))
-    if truth["vortex_theta_E"]:
-        part = (np.arange(num_string) + 0.5) / num_string
-        halo_E = np.full(num_string, truth["vortex_theta_E"] / np.sqrt(num_string))
-        halo_x = truth["vortex_x1"] + part * (truth["vortex_x2"] - truth["vortex_x1"])
-        halo_y = truth["vortex_y1"] + part * (truth["vortex_y2"] - truth["vortex_y1"])
     haloes = [
-        {"theta_E": e, "center_x": x, "center_y": y} for e, x, y in zip(halo_E, halo_x, halo_y, strict=True)
+        {"theta_E": e, "center_x": x, "center_y": y}
+        for e, x, y in zip(truth["sub_theta_E"], truth["sub_x"], truth["sub_y"], strict=True)
     ]
-    shear = {"gamma1": truth["gamma1"], "gamma2": truth["gamma2"]}
-    lens = (["SIE", "SHEAR"] + ["POINT_MASS"] * len(haloes), [macro, shear, *haloes])
+    names = ["SIE", "SHEAR"] + ["POINT_MASS"] * len(haloes)
+    lens = LensModel(names)
+    if truth["vortex_theta_E"]:
+        z1, z2 = (complex(truth[f"vortex_x{i}"], truth[f"vortex_y{i}"]) for i in (1, 2))
+        lens = StringLens(names, truth["vortex_theta_E"], z1, z2)
+    kwargs_lens = [macro, {"gamma1": truth["gamma1"], "gamma2": truth["gamma2"]}, *haloes]
     shape = {name: truth[name] for name in ("R_sersic", "n_sersic")}
     shape |= {"e1": truth["source_e1"], "e2": truth["source_e2"]}
     flux = magnitude2cps(truth["magnitude"], observation.magnitude_zero_point)
     amplitude = flux / Sersic().total_flux(amp=1.0, **shape)
     source = shape | {"amp": amplitude, "center_x": truth["source_x"], "center_y": truth["source_y"]}
-    rays = observation.supersampling
-    size = preset.num_pix, preset.pixel_scale
-    return picture(*size, lens, source, truth["psf_fwhm"], observation.psf_radius, rays)
+    size, psf = (preset.num_pix, preset.pixel_scale), (truth["psf_fwhm"], observation.psf_radius)
+    # Brightness is per arcsec^2, an image per pixel: lenstronomy multiplies by the area.
+    return picture(*size, lens, kwargs_lens, source, *psf, observation.supersampling)
 
 
 def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:

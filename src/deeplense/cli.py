@@ -63,7 +63,7 @@ def simulate(
     from deeplense.simulate.generate import Simulator
 
     simulator = Simulator(preset, fidelity, seed, device=device, compile=compile)
-    dataset.simulate(simulator, num, out, format, progress=not quiet)
+    dataset.write_set(simulator, num, out, format, progress=not quiet)
     print(f"{num} images of {preset} ({fidelity}, seed {seed}) are in {out}")
 
 
@@ -111,7 +111,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run folder if not given")] = None,
 ) -> None:
     """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
-    from deeplense.evaluate.judge import evaluate as judge
+    from deeplense.evaluate.judge import judge
 
     metrics = judge(run, _images(settings, split="test"), out)
     print(_summary(metrics))
@@ -185,10 +185,13 @@ def _interval(figure: dict[str, float]) -> str:
 
 
 def _log(level: int) -> None:
-    from rich.console import Console
-    from rich.logging import RichHandler
+    """The library's messages on standard error: coloured for a person, whole lines for a file."""
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=level == logging.DEBUG)
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     package = logging.getLogger("deeplense")
     package.handlers[:] = [handler]
     package.setLevel(level)

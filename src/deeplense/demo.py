@@ -9,8 +9,8 @@ from typing import Any
 from deeplense import config as configs
 from deeplense import train
 from deeplense.data.read import read
-from deeplense.evaluate.judge import evaluate
-from deeplense.simulate.dataset import simulate
+from deeplense.evaluate.judge import judge
+from deeplense.simulate.dataset import write_set
 from deeplense.simulate.generate import Simulator
 from deeplense.weights import CARD
 
@@ -32,9 +32,9 @@ def run(out: Path | str, settings: list[str] | None = None, progress: bool = Tru
     config = configs.load("demo", [*(settings or []), f"out={out / 'run'}"])
     simulator = Simulator("common-test", config.data.fidelity, TEST_SEED)
     logger.info("1 of 3: simulate %d test images into %s", NUM_TEST, out / "test")
-    simulate(simulator, NUM_TEST, out / "test", progress=progress)
+    write_set(simulator, NUM_TEST, out / "test", progress=progress)
     logger.info("2 of 3: train on %d fresh images in each of %d epochs", config.data.num, config.train.epochs)
     if not (out / "run" / CARD).is_file():
         train.fit(config, train.load_data(config), progress=progress)
     logger.info("3 of 3: judge the run on the test images")
-    return evaluate(out / "run", read(out / "test"))
+    return judge(out / "run", read(out / "test"))

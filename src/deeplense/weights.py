@@ -143,7 +143,7 @@ def export(task: LensTask, path: Path) -> None:
 
 
 class Served(nn.Module):
-    """Raw images in, table columns out; preparation and calibration are inside: what is served is what was tested."""
+    """Raw images in, table columns out, with preparation, averaging and calibration: what is served was tested."""
 
     def __init__(self, task: LensTask) -> None:
         super().__init__()
@@ -155,18 +155,16 @@ class Served(nn.Module):
 
 
 def _export_onnx(task: LensTask, path: Path) -> None:
-    task = copy.deepcopy(task).cpu()
-    served = Served(task).eval()
+    task = copy.deepcopy(task).cpu().eval()
     example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
-    names = list(task.columns(task(example)))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent
     try:
         program = torch.onnx.export(
-            served,
+            Served(task).eval(),
             (example,),
             dynamo=True,
             input_names=["image"],
-            output_names=names,
+            output_names=list(task.columns(task(example))),
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             verbose=False,
         )

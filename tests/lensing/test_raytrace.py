@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lenstronomy.LensModel.lens_model import LensModel
 from peer import column, picture
 
 from deeplense.lensing import deflection, light, observe, raytrace
@@ -53,8 +54,8 @@ def draw(sie, shear, source, haloes, num_pix, rays, fwhm, radius) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(3))
 def test_images_are_lenstronomys(num_pix, rays, fwhm, radius, seed):
     sie, shear, source, haloes = random_scene(seed)
-    lens = (["SIE", "SHEAR"] + ["POINT_MASS"] * len(haloes), [sie, shear, *haloes])
-    theirs = picture(num_pix, PIXEL_SCALE, lens, source, fwhm, radius, rays)
+    lens = LensModel(["SIE", "SHEAR"] + ["POINT_MASS"] * len(haloes))
+    theirs = picture(num_pix, PIXEL_SCALE, lens, [sie, shear, *haloes], source, fwhm, radius, rays)
     ours = draw(sie, shear, source, haloes, num_pix, rays, fwhm, radius)
     assert np.abs(ours - theirs).max() < 1e-5 * theirs.max()
     assert np.abs(ours / theirs - 1).max() < 1e-5

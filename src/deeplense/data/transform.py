@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from deeplense.config import AugmentConfig
 from deeplense.errors import DataError
 
+logger = logging.getLogger(__name__)
 CHUNK = 512  # images at a time while statistics stream over a data set
 
 
@@ -37,7 +39,8 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         if crop is not None and crop > min(input_size):
-            raise DataError(f"model.crop={crop} is larger than the images ({input_size[0]}x{input_size[1]} pixels)")
+            logger.info("the images have %dx%d pixels: model.crop=%d leaves them whole", *input_size, crop)
+            crop = None
         self.input_size, self.crop, self.size, self.stretch = input_size, crop, size, stretch
         for name, value in (("mean", 0.0), ("std", 1.0), ("softening", 1.0)):
             self.register_buffer(name, torch.full((1, 1, 1), value))

@@ -22,7 +22,7 @@ from deeplense.train.folder import ENVIRONMENT
 logger = logging.getLogger(__name__)
 
 
-def evaluate(
+def judge(
     run: Path | str, lens_set: LensSet, out: Path | str | None = None, batch_size: int = 128, bootstrap: int = 1000
 ) -> dict[str, Any]:
     """Judge a finished run on images that it has not seen, and write the report.

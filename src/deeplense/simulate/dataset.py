@@ -17,7 +17,7 @@ SHARD_SIZE = 20 * BLOCK
 WRITERS = {"parquet": ShardWriter, "npy": NpyWriter}
 
 
-def simulate(simulator: Simulator, num: int, out: Path | str, layout: str = "parquet", progress: bool = False) -> Path:
+def write_set(simulator: Simulator, num: int, out: Path | str, layout: str = "parquet", progress: bool = False) -> Path:
     """Write images 0 to num - 1 of a simulator to a folder; the same call again continues after a kill.
 
     Args:

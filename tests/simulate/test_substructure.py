@@ -1,0 +1,131 @@
+"""Subhaloes and vortices: their masses, where they lie, and the share of them inside a circle."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from deeplense.simulate import preset, substructure
+from deeplense.simulate.priors import Prior
+
+WORLD = preset.load("common-test").world("physical")
+THETA_E = 1.3
+PLACE = st.floats(-3, 3).map(lambda v: round(v, 3))
+
+
+def draws(kind: int, num: int = 400, strength: float = 1.0) -> list[substructure.Truth]:
+    return [substructure.draw(kind, WORLD, THETA_E, strength, np.random.default_rng([kind, i])) for i in range(num)]
+
+
+SPHERES, VORTICES = draws(1), draws(2)
+
+
+def test_every_kind_tells_the_same_things():
+    assert all(set(substructure.draw(k, WORLD, 1.0, 1.0, np.random.default_rng(0))) == set(substructure.NONE) for k in range(3))
+
+
+def test_none_has_no_mass():
+    truth = substructure.draw(0, WORLD, THETA_E, 1.0, np.random.default_rng(0))
+    assert truth["f_sub"] == truth["n_sub"] == truth["vortex_theta_E"] == len(truth["sub_x"]) == 0
+    assert substructure.mass_inside(truth, 10.0, (0.0, 0.0)) == 0
+
+
+def test_number_of_subhaloes_is_poisson():
+    number = np.array([t["n_sub"] for t in SPHERES])
+    assert all(len(t["sub_x"]) == len(t["sub_y"]) == len(t["sub_theta_E"]) == t["n_sub"] for t in SPHERES)
+    # Mean 25; the variance of the mean of 400 draws is 25 / 400, that of their variance 2 * 25^2 / 400.
+    assert abs(number.mean() - 25) < 3 * math.sqrt(25 / 400) and abs(number.var() - 25) < 3 * 25 * math.sqrt(2 / 400)
+
+
+def test_masses_have_the_slope_and_sum_to_their_share():
+    for truth in SPHERES:
+        assert (truth["sub_theta_E"] ** 2).sum() == pytest.approx(truth["f_sub"] * THETA_E**2)
+    f_sub = [t["f_sub"] for t in SPHERES]
+    assert stats.kstest(f_sub, stats.uniform(*_width(WORLD.sphere.f_sub.uniform)).cdf).pvalue > 0.01
+    # The share rescales the masses of an image, which leaves their ratios: with p(m) ~ m^-1.9, the logarithm of a mass
+    # over the lowest one is exponential with rate 0.9.
+    logs = [np.sort(np.log(t["sub_theta_E"] ** 2)) for t in SPHERES]
+    above = np.concatenate([ln_m[1:] - ln_m[0] for ln_m in logs])
+    assert 1 / above.mean() == pytest.approx(0.9, rel=0.05)
+
+
+def test_subhaloes_fill_the_disc_in_all_directions():
+    x, y = (np.concatenate([t[name] for t in SPHERES]) for name in ("sub_x", "sub_y"))
+    outer = WORLD.sphere.radius.disc[1]
+    assert stats.kstest((x**2 + y**2) / outer**2, "uniform").pvalue > 0.01
+    assert stats.kstest(np.arctan2(y, x), stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 0.01
+
+
+def test_no_subhaloes_is_no_mass():
+    rng = np.random.default_rng(0)
+    lonely = WORLD.sphere.model_copy(update={"number": Prior(value=0.0)})
+    truth = substructure.draw_sphere(lonely, THETA_E, 1.0, rng)
+    assert truth["n_sub"] == 0 and truth["f_sub"] == 0 and len(truth["sub_theta_E"]) == 0
+
+
+def test_vortices_have_the_length_the_mass_and_all_directions():
+    x1, y1, x2, y2, theta_E, f_sub = (
+        np.array([t[k] for t in VORTICES]) for k in (*(f"vortex_{e}" for e in ("x1", "y1", "x2", "y2", "theta_E")), "f_sub")
+    )
+    length, phi = np.hypot(x2 - x1, y2 - y1), np.arctan2(y2 - y1, x2 - x1)
+    assert stats.kstest(length, stats.uniform(*_width(WORLD.vort.length.uniform)).cdf).pvalue > 0.01
+    assert stats.kstest(phi, stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 0.01
+    assert np.hypot(x1 + x2, y1 + y2).max() / 2 < WORLD.vort.offset.disc[1]
+    assert theta_E**2 == pytest.approx(f_sub * THETA_E**2)
+    assert stats.kstest(f_sub, stats.uniform(*_width(WORLD.vort.f_sub.uniform)).cdf).pvalue > 0.01
+
+
+def _width(limits: tuple[float, float]) -> tuple[float, float]:
+    return limits[0], limits[1] - limits[0]
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_strength_is_a_factor_on_the_mass_alone(kind):
+    for weak, strong in zip(draws(kind, 5), draws(kind, 5, strength=3.0), strict=True):
+        assert strong["f_sub"] == pytest.approx(3 * weak["f_sub"])
+        assert strong["sub_theta_E"] == pytest.approx(math.sqrt(3) * weak["sub_theta_E"])
+        assert strong["vortex_theta_E"] == pytest.approx(math.sqrt(3) * weak["vortex_theta_E"])
+        for name in ("sub_x", "sub_y", "vortex_x1", "vortex_y2"):
+            np.testing.assert_array_equal(weak[name], strong[name])
+
+
+@given(PLACE, PLACE, PLACE, PLACE, st.floats(0.1, 3))
+def test_share_inside_is_the_integral(x1, y1, x2, y2, radius):
+    if (x1, y1) == (x2, y2):
+        return
+    ends = np.array([[x1, y1], [x2, y2]])
+    part = (np.arange(200_000) + 0.5)[:, None] / 200_000
+    numeric = (np.hypot(*(ends[0] + part * (ends[1] - ends[0])).T) < radius).mean()
+    assert substructure.share_inside(ends, radius) == pytest.approx(numeric, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "share"),
+    [
+        ([[-0.5, 0], [0.5, 0]], 1.0),  # inside
+        ([[-2, 0], [2, 0]], 0.5),  # right through
+        ([[0, 0], [0, 4]], 0.25),  # from the centre out
+        ([[-1, 1], [1, 1]], 0.0),  # touches
+        ([[2, 0], [3, 0]], 0.0),  # beyond, pointing at the centre
+        ([[-1, 2], [1, 2]], 0.0),  # passes by
+    ],
+)
+def test_share_inside_by_hand(ends, share):
+    assert substructure.share_inside(np.array(ends, dtype=float), 1.0) == pytest.approx(share)
+
+
+def test_mass_inside_a_circle_off_centre():
+    truth = dict(substructure.NONE) | {
+        "sub_x": np.array([0.0, 1.0, 0.4]),
+        "sub_y": np.array([0.0, 1.0, 0.0]),
+        "sub_theta_E": np.array([0.1, 0.2, 0.3]),
+    }
+    assert substructure.mass_inside(truth, 0.5, (0.0, 0.0)) == pytest.approx(0.01 + 0.09)
+    assert substructure.mass_inside(truth, 0.5, (1.0, 1.0)) == pytest.approx(0.04)
+    truth |= {"vortex_theta_E": 0.2, "vortex_x1": 1.0, "vortex_y1": 1.0, "vortex_x2": 2.0, "vortex_y2": 1.0}
+    assert substructure.mass_inside(truth, 0.5, (1.0, 1.0)) == pytest.approx(0.04 + 0.02)
