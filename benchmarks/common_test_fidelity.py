@@ -1,10 +1,10 @@
-"""Are the simulated `published` images the genuine Common Test? Statistics, and residuals of a smooth fit, side by side.
+"""Are the simulated `published` images the genuine Common Test? Statistics and residuals of a smooth fit, side by side.
 
     python benchmarks/common_test_fidelity.py GENUINE_FOLDER
 
-GENUINE_FOLDER holds no/, sphere/ and vort/ with genuine images. Those at hand were recovered from published 8-bit figures,
-so simulated images go through the same 256 grey levels before they are compared. Writes common_test_fidelity.json beside
-this file and docs/pictures/common-test-fidelity.png.
+GENUINE_FOLDER holds no/, sphere/ and vort/ with genuine images. Those at hand were recovered from published 8-bit
+figures, so simulated images go through the same 256 grey levels before they are compared. Writes
+common_test_fidelity.json beside this file and docs/pictures/common-test-fidelity.png.
 """
 
 from __future__ import annotations

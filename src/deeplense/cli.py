@@ -15,7 +15,9 @@ from deeplense.errors import ConfigError, DeepLenseError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, for example data=DIR train.epochs=5")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, for example data=DIR train.epochs=5")
+]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar")]
 
@@ -137,7 +139,9 @@ def export(
     run: Run,
     format: Annotated[str, typer.Option(help="json, json.gz, onnx or safetensors")] = "json",
     gzip: Annotated[bool, typer.Option("--gzip", help="Compress the JSON")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write; weights.FORMAT in the run folder if not given")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; weights.FORMAT in the run folder if not given")
+    ] = None,
 ) -> None:
     """Write a run's weights in another format."""
     from deeplense import weights

@@ -65,7 +65,9 @@ class Predictor:
         Raises:
             DataError: the images do not suit the network.
         """
-        columns = {name: column.numpy() for name, column in self.task.columns(self.outputs(lens_set, batch_size)).items()}
+        columns = {
+            name: column.numpy() for name, column in self.task.columns(self.outputs(lens_set, batch_size)).items()
+        }
         return pa.table({"name": pa.array(lens_set.name, pa.string()), **columns})
 
     def _check(self, lens_set: LensSet) -> None:

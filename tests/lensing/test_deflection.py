@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from peer import column, deflect, largest_relative_error
 from torch import Tensor
 
 from deeplense.lensing import deflection
 from deeplense.lensing.raytrace import make_grid
+from peer import column, deflect, largest_relative_error
 
 GRID = make_grid(40, 0.1, dtype=torch.float64)
 SIE_KEYS = ("theta_E", "e1", "e2", "center_x", "center_y")
@@ -126,7 +126,9 @@ def test_string_is_the_limit_of_2000_points(seed):
     theta_E, (x1, y1, x2, y2) = rng.uniform(0.05, 0.4), rng.uniform(-1, 1, 4)
     part = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     x, y = x1 + part * (x2 - x1), y1 + part * (y2 - y1)
-    points = deflection.deflect_points(*GRID, torch.full((1, 2000), theta_E / math.sqrt(2000)).double(), x[None], y[None])
+    points = deflection.deflect_points(
+        *GRID, torch.full((1, 2000), theta_E / math.sqrt(2000)).double(), x[None], y[None]
+    )
     string = deflection.deflect_string(*GRID, *(column(v) for v in (theta_E, x1, y1, x2, y2)))
     # Near the string the points are seen one by one: their spacing squared over the distance squared.
     apart = torch.stack([torch.hypot(GRID[0] - a, GRID[1] - b) for a, b in zip(x, y, strict=True)]).amin(0) > 0.05
@@ -164,7 +166,9 @@ def test_flux_through_a_circle_is_the_mass_inside(radius):
 def jacobian(function, parameters: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """d alpha_x / dx, d alpha_x / dy, d alpha_y / dx, d alpha_y / dy of every ray, by autograd."""
     x, y = (v.expand(2, *v.shape[-2:]).clone().requires_grad_() for v in (x, y))
-    return tuple(d for a in function(x, y, *parameters) for d in torch.autograd.grad(a.sum(), (x, y), retain_graph=True))
+    return tuple(
+        d for a in function(x, y, *parameters) for d in torch.autograd.grad(a.sum(), (x, y), retain_graph=True)
+    )
 
 
 def test_curl_is_zero(lens):

@@ -10,12 +10,12 @@ import torch
 from lenstronomy.LightModel.light_model import LightModel
 from lenstronomy.LightModel.Profiles.sersic import Sersic
 from lenstronomy.Util.data_util import cps2magnitude, magnitude2cps
-from peer import column
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from deeplense.lensing import light
 from deeplense.lensing.raytrace import make_grid
+from peer import column
 
 GRID = make_grid(41, 0.05, dtype=torch.float64)
 KEYS = ("amp", "R_sersic", "n_sersic", "e1", "e2", "center_x", "center_y")
@@ -99,7 +99,9 @@ def test_gradients_of_flux_and_magnitude():
 
 
 def test_a_batch_is_its_images_one_by_one_in_both_precisions():
-    values = torch.tensor([[1.0, 2.0], [0.3, 0.6], [1.0, 3.0], [0.1, 0.0], [-0.2, 0.0], [0.0, 0.1], [0.2, 0.0]]).double()
+    values = torch.tensor(
+        [[1.0, 2.0], [0.3, 0.6], [1.0, 3.0], [0.1, 0.0], [-0.2, 0.0], [0.0, 0.1], [0.2, 0.0]]
+    ).double()
     batch = light.sersic(*GRID, *values)
     for i in range(2):
         alone = light.sersic(*GRID, *values[:, i : i + 1])[0]

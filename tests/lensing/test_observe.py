@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peer import column
 from scipy import ndimage, signal, stats
 
 from deeplense.lensing import observe
+from peer import column
 
 IMAGE = torch.tensor(np.random.default_rng(0).random((3, 21, 17)))
 
@@ -53,7 +53,9 @@ def test_kernel_is_scipys_convolution(size):
 
 def test_blurs_have_gradients():
     image = IMAGE[:2, :5, :4].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, s: observe.blur_gaussian(a, s, 2), (image, column(0.7, 1.4).requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda a, s: observe.blur_gaussian(a, s, 2), (image, column(0.7, 1.4).requires_grad_())
+    )
     kernel = torch.tensor(np.random.default_rng(2).random((3, 3))).requires_grad_()
     assert torch.autograd.gradcheck(observe.blur_kernel, (image, kernel))
     noise = (image.detach() + 1).requires_grad_()
@@ -82,8 +84,10 @@ SWEEP = torch.tensor(stats.norm.ppf((np.arange(400_000) + 0.5) / 400_000))
 
 @pytest.mark.parametrize(
     ("mean", "distance"),
-    [(0.0, 1e-9), (0.01, 1e-5), (0.5, 1e-5), (2.0, 1e-5), (4.99, 1e-5)]
-    + [(5.01, 5e-3), (8.0, 4e-3), (30.0, 1e-3), (100.0, 1e-3), (1000.0, 1e-3)],
+    [
+        *((0.0, 1e-9), (0.01, 1e-5), (0.5, 1e-5), (2.0, 1e-5), (4.99, 1e-5)),
+        *((5.01, 5e-3), (8.0, 4e-3), (30.0, 1e-3), (100.0, 1e-3), (1000.0, 1e-3)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_poisson_is_scipys(mean, distance, dtype):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from lenstronomy.LensModel.lens_model import LensModel
-from peer import column, picture
 
 from deeplense.lensing import deflection, light, observe, raytrace
+from peer import column, picture
 
 PIXEL_SCALE = 0.05
 
@@ -116,9 +116,7 @@ def test_magnification_is_the_ratio_of_areas():
     mu = raytrace.magnify(lambda a, b: deflection.deflect_sie(a, b, *parameters), x, y)
     step = 1e-5
     corners = [(x, y), (x + step, y), (x, y + step)]
-    (x0, y0), (x1, y1), (x2, y2) = (
-        raytrace.trace(a, b, deflection.deflect_sie(a, b, *parameters)) for a, b in corners
-    )
+    (x0, y0), (x1, y1), (x2, y2) = (raytrace.trace(a, b, deflection.deflect_sie(a, b, *parameters)) for a, b in corners)
     area = ((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)) / step**2
     torch.testing.assert_close(mu, 1 / area, rtol=1e-3, atol=0)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import peer
 import pytest
 import torch
 
+import peer
 from deeplense.errors import ConfigError
 from deeplense.lensing.cosmology import angular_diameter_distances, theta_E_to_mass
 from deeplense.simulate import preset as presets
@@ -92,7 +92,7 @@ def test_every_image_is_another_one(fidelity):
 
 
 def test_classes_take_turns(made):
-    simulator, block = made
+    _, block = made
     assert block.classes == ("no", "sphere", "vort") and set(block.class_counts().values()) == {BLOCK // 3}
     assert block.label.tolist() == [i % 3 for i in range(BLOCK, 2 * BLOCK)]
     has = {name: np.array(block.params[name].to_pylist()) > 0 for name in ("n_sub", "vortex_theta_E")}
@@ -113,7 +113,7 @@ def test_images_are_finite_and_scaled_as_the_preset_says(made):
 
 
 def test_provenance_is_enough_to_make_the_set_again(made):
-    simulator, block = made
+    _, block = made
     given = block.provenance
     again = Simulator(given["preset"], given["fidelity"], given["seed"], given["strength"])
     assert given["engine"] == "eager" and given["simulator"].startswith("deeplense ")
@@ -122,7 +122,7 @@ def test_provenance_is_enough_to_make_the_set_again(made):
 
 
 def test_truth_is_complete(made):
-    simulator, block = made
+    _, block = made
     assert set(block.params.column_names) == TRUTH and block.params.num_rows == BLOCK
     distances = angular_diameter_distances(0.5, 1.0)
     for row, label in zip(block.params.to_pylist(), block.label, strict=True):
@@ -196,7 +196,9 @@ def test_noise_of_a_fixed_scene_averages_out():
     for part in ("lens", "source", "observation"):
         fixed = {k: v for k, v in world[part].items() if isinstance(v, dict) and "value" not in v}
         # The middle of a range, or the mean of a normal.
-        world[part] |= {k: float(np.mean(next(iter(v.values())))) if "normal" not in v else 0.0 for k, v in fixed.items()}
+        world[part] |= {
+            k: float(np.mean(next(iter(v.values())))) if "normal" not in v else 0.0 for k, v in fixed.items()
+        }
     values["num_pix"] = 40
     simulator = Simulator(presets.Preset.model_validate(values), seed=3)
     index = np.arange(0, 3 * 600, 3)
@@ -209,15 +211,16 @@ def test_noise_of_a_fixed_scene_averages_out():
     assert images.var(0, ddof=1).mean() == pytest.approx(variance.mean(), rel=0.01)
 
 
+# The compiler's single-precision atanh loses digits near zero, where a round lens has its argument.
 @pytest.mark.slow
-@pytest.mark.parametrize("fidelity", FIDELITIES)
-def test_the_compiled_engine_agrees_with_the_eager_one(fidelity):
+@pytest.mark.parametrize(("fidelity", "tolerance"), [("published", 3e-5), ("physical", 1e-5)])
+def test_the_compiled_engine_agrees_with_the_eager_one(fidelity, tolerance):
     eager, compiled = (Simulator("common-test", fidelity, seed=2, compile=c) for c in (False, True))
     assert compiled.provenance()["engine"] == "compiled"
     for kind in range(3):
         scenes = eager._stack([eager.truth(i) for i in range(kind, BLOCK, 3)])
         ours, theirs = (s._render(scenes, s.preset, s.world.observation, kind) for s in (compiled, eager))
-        assert ((ours - theirs).abs().amax((1, 2)) < 1e-5 * theirs.amax((1, 2))).all()
+        assert ((ours - theirs).abs().amax((1, 2)) < tolerance * theirs.amax((1, 2))).all()
     images = [s.block(0).images for s in (eager, compiled)]
     # A mean that differs in the last digit can move a pixel by one electron.
     unit = 1.0 if fidelity == "physical" else 1.0 / 500

@@ -26,7 +26,9 @@ SPHERES, VORTICES = draws(1), draws(2)
 
 
 def test_every_kind_tells_the_same_things():
-    assert all(set(substructure.draw(k, WORLD, 1.0, 1.0, np.random.default_rng(0))) == set(substructure.NONE) for k in range(3))
+    assert all(
+        set(substructure.draw(k, WORLD, 1.0, 1.0, np.random.default_rng(0))) == set(substructure.NONE) for k in range(3)
+    )
 
 
 def test_none_has_no_mass():
@@ -70,7 +72,8 @@ def test_no_subhaloes_is_no_mass():
 
 def test_vortices_have_the_length_the_mass_and_all_directions():
     x1, y1, x2, y2, theta_E, f_sub = (
-        np.array([t[k] for t in VORTICES]) for k in (*(f"vortex_{e}" for e in ("x1", "y1", "x2", "y2", "theta_E")), "f_sub")
+        np.array([t[k] for t in VORTICES])
+        for k in (*(f"vortex_{e}" for e in ("x1", "y1", "x2", "y2", "theta_E")), "f_sub")
     )
     length, phi = np.hypot(x2 - x1, y2 - y1), np.arctan2(y2 - y1, x2 - x1)
     assert stats.kstest(length, stats.uniform(*_width(WORLD.vort.length.uniform)).cdf).pvalue > 0.01

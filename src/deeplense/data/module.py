@@ -81,7 +81,7 @@ class LensDataModule(L.LightningDataModule):
             LensDataset(lens_set),
             self.batch_size,
             sampler=sampler,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             # A batch of one image has no batch statistics: an incomplete last batch waits for another epoch's order.
             drop_last=shuffle and len(sampler) > self.batch_size,
             pin_memory=torch.cuda.is_available(),
@@ -89,7 +89,7 @@ class LensDataModule(L.LightningDataModule):
         )
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
     return batch
 
 

@@ -12,9 +12,9 @@ def describe(images: np.ndarray) -> dict[str, np.ndarray]:
     """Statistics of min-max scaled images, float64, shape (N,) each.
 
     ``mean``, ``std``: of all pixels. ``corner_median``, ``corner_std``: of the 20x20 pixels in the first corner.
-    ``radius``: flux-weighted distance from the image centre, pixels above 0.1. ``fraction``: share of pixels above 0.1.
-    ``center_x``, ``center_y``: flux-weighted, pixels above 0.1. ``elongation``, ``angle``: ratio of the rms widths along
-    x and y, and direction (degrees) of the long axis, pixels above 0.05.
+    ``radius``: flux-weighted distance from the image centre, pixels above 0.1. ``fraction``: share of pixels above
+    0.1. ``center_x``, ``center_y``: flux-weighted, pixels above 0.1. ``elongation``, ``angle``: ratio of the rms widths
+    along x and y, and direction (degrees) of the long axis, pixels above 0.05.
 
     Args:
         images: one channel in [0, 1], shape (N, H, W).

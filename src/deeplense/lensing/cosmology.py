@@ -51,6 +51,7 @@ def critical_density(distances: Distances) -> float:
     return mass_of_unit_theta_E(distances) / math.pi
 
 
+@cache
 def mass_of_unit_theta_E(distances: Distances) -> float:
     """Projected mass in Msun inside an Einstein radius of one arcsec, ``M = c^2/(4G) theta_E^2 D_l D_s / D_ls``.
 

@@ -24,8 +24,8 @@ def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
 def ellipticity_to_axis_ratio(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     """Axis ratio q and angle phi (radian) of the major axis, from e = (1-q)/(1+q) exp(2i phi).
 
-    A round lens has no angle: it is given a small ellipticity, added to e1, that keeps the gradients in e1 and e2 right.
-    In single precision the deflection is off by 1e-5 for it, and these gradients by 1e-2 at worst.
+    A round lens has no angle: a small ellipticity is added to its e1, which keeps the gradients in e1 and e2 right. In
+    single precision its deflection is then off by 1e-5, and these gradients by 1e-2 at worst.
     """
     tiny = torch.finfo(e1.dtype).eps ** 0.7
     e1 = e1 + tiny * (e1**2 + e2**2 < tiny**2 / 4).to(e1.dtype)

@@ -32,7 +32,7 @@ def fit(model: Callable[[Tensor], Tensor], data: Tensor, sigma: Tensor, start: T
         data, sigma: images and their noise, shape (B, H, W).
         start: first guess, shape (B, P).
 
-    References: Marquardt, J. SIAM 11 (1963) 431; the damping falls by 5 after a good step and rises by 6 after a bad one.
+    References: Marquardt, J. SIAM 11 (1963) 431. The damping falls by 5 after a good step, and rises by 6 after a bad.
     """
     parameters, damping = start.clone(), start.new_full((len(start),), 1e-2)
 

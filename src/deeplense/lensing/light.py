@@ -69,7 +69,7 @@ def sersic_flux(amplitude: Tensor, R_sersic: Tensor, n_sersic: Tensor) -> Tensor
 
 
 def magnitude_to_counts(magnitude: Tensor, magnitude_zero_point: Tensor | float) -> Tensor:
-    """Counts per second of a source of AB ``magnitude``, where the zero point is the magnitude of one count per second."""
+    """Counts per second of a source of AB ``magnitude``; the zero point is the magnitude of one count per second."""
     return 10 ** (-0.4 * (magnitude - magnitude_zero_point))
 
 

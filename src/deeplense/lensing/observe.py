@@ -52,7 +52,6 @@ def blur_kernel(image: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(image[:, None], flipped, padding=kernel.shape[-1] // 2)[:, 0]
 
 
-
 def signal_to_noise(image: Tensor, noise_map: Tensor) -> Tensor:
     """Total signal-to-noise ratio of each image, sqrt(sum (image / noise)^2), shape (B,)."""
     return torch.sqrt(((image / noise_map) ** 2).flatten(1).sum(1))
@@ -88,7 +87,7 @@ def poisson(mean: Tensor, z: Tensor) -> Tensor:
 
 
 def _poisson_few(mean: Tensor, z: Tensor) -> Tensor:
-    """The exact Poisson quantile for small means: count how many terms of the distribution lie below the probability."""
+    """The exact Poisson quantile for small means: how many terms of the distribution lie below the probability."""
     probability = torch.special.ndtr(z.double())
     term = torch.exp(-mean.double())
     below, count = term.clone(), torch.zeros_like(term)

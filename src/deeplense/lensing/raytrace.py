@@ -21,7 +21,7 @@ def make_grid(
     """Positions of the rays of a square image about its centre.
 
     Returns:
-        theta_x, theta_y: arcsec, shape (S, S) with S = num_pix * supersampling; x grows with the column, y with the row.
+        theta_x, theta_y: arcsec, shape (S, S), S = num_pix * supersampling; x grows with the column, y with the row.
     """
     n = num_pix * supersampling
     axis = (torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2) * (pixel_scale / supersampling)
@@ -54,6 +54,6 @@ def magnify(deflect: Callable[[Tensor, Tensor], Deflection], theta_x: Tensor, th
     # The views that make a grid share memory, which forward-mode derivatives do not take.
     theta_x, theta_y = theta_x.contiguous(), theta_y.contiguous()
     one, zero = torch.ones_like(theta_x), torch.zeros_like(theta_x)
-    _, (xx, yx) = torch.func.jvp(deflect, (theta_x, theta_y), (one, zero))
-    _, (xy, yy) = torch.func.jvp(deflect, (theta_x, theta_y), (zero, one))
+    xx, yx = torch.func.jvp(deflect, (theta_x, theta_y), (one, zero))[1]
+    xy, yy = torch.func.jvp(deflect, (theta_x, theta_y), (zero, one))[1]
     return 1 / ((1 - xx) * (1 - yy) - xy * yx)

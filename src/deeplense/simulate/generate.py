@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +45,7 @@ class Simulator:
             with the ordinary engine to rounding (1e-5 of the peak), not to the bit.
 
     Raises:
-        ConfigError: an unknown preset or fidelity, or a negative seed or strength.
+        ConfigError: an unknown preset or fidelity, a negative seed or strength, or a device that is not there.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Simulator:
             raise ConfigError(f"seed={seed}, strength={strength}: the seed is 0 or more, the strength above 0")
         self.preset = presets.load(preset) if isinstance(preset, str) else preset
         self.world = self.preset.world(fidelity)
-        self.fidelity, self.seed, self.strength, self.device = fidelity, seed, strength, device
+        self.fidelity, self.seed, self.strength, self.device = fidelity, seed, strength, _usable(device)
         self.engine = "compiled" if compile else "eager"
         self._render: Callable[..., Tensor] = torch.compile(render, dynamic=False) if compile else render
         self._mass = angular_diameter_distances(self.preset.z_lens, self.preset.z_source)
@@ -159,6 +158,19 @@ class Simulator:
         columns["vortex_mass"] = [theta_E_to_mass(t["vortex_theta_E"], self._mass) for t in truths]
         columns["snr"] = list(snr)
         return pa.table({name: pa.array(values) for name, values in columns.items()})
+
+
+def _usable(device: str) -> str:
+    """The device, if rays can be traced on it.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device!r} cannot be used here: give cpu, or cuda where there is a GPU") from error
+    return device
 
 
 def concatenate(parts: list[LensSet]) -> LensSet:

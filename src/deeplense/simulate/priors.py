@@ -49,7 +49,8 @@ class Prior(BaseModel):
         if kind == "value":
             return given if size is None else np.full(size, given)
         if kind == "normal":
-            return rng.normal(*given, size=size)
+            mean, deviation = given
+            return rng.normal(mean, deviation, size)
         if kind == "poisson":
             return rng.poisson(given, size=size)
         return _QUANTILES[kind](rng.uniform(size=size), *given)

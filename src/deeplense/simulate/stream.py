@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deeplense.config import Config
-from deeplense.data.module import Batch, LensDataModule
+from deeplense.data.module import Batch, LensDataModule, as_is
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
 from deeplense.simulate.generate import BLOCK, Simulator, concatenate
@@ -101,7 +100,7 @@ class StreamDataModule(LensDataModule):
             self.dataset,
             self.batch_size,
             sampler=sampler,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             drop_last=True,
             generator=torch.Generator(),
         )
@@ -116,10 +115,6 @@ class StreamDataModule(LensDataModule):
 def is_preset(path: str | None) -> bool:
     """Whether a data path means images to be simulated."""
     return path is not None and path.startswith(PREFIX)
-
-
-def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return batch
 
 
 def _round(num: int) -> int:

@@ -1,0 +1,163 @@
+"""The command line: what a user sees when things go right and when they go wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.csv
+import pytest
+
+from deeplense import cli
+from deeplense.data.read import read
+from toy import lens_set, write_folder
+
+
+@pytest.fixture
+def deeplense(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["deeplense", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_folder(lens_set(48), tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, images):
+    """A run trained from the command line."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ["train", "tiny/substructure", f"data={images}", f"out={out}", "train.epochs=1", "--quiet"]
+    subprocess.run([sys.executable, "-m", "deeplense.cli", *words], check=True)
+    return out
+
+
+def test_simulate_again_changes_nothing_and_reads_back(deeplense, tmp_path):
+    words = ("simulate", "common-test", "--num", 50, "--out", tmp_path / "set", "--seed", 4, "--quiet")
+    assert deeplense(*words)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+    assert deeplense(*words)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
+    images = read(tmp_path / "set")
+    assert images.class_counts() == {"no": 17, "sphere": 17, "vort": 16}
+    assert images.provenance["fidelity"] == "physical"
+    code, _, error = deeplense(*words[:-2], 5, "--quiet")
+    assert (code, "seed=4, not seed=5" in error) == (2, True)
+
+
+def test_simulate_writes_the_deeplense_layout(deeplense, tmp_path):
+    words = ("simulate", "common-test", "--num", 6, "--fidelity", "published", "--format", "npy", "--quiet")
+    assert deeplense(*words, "--out", tmp_path / "set")[0] == 0
+    image = np.load(tmp_path / "set" / "vort" / "00000002.npy")
+    assert image.shape == (1, 150, 150)
+    assert (image.min(), image.max()) == (0, 1)
+
+
+def test_evaluate_predict_and_export(deeplense, run, images, tmp_path):
+    code, output, _ = deeplense("evaluate", run, f"data={images}", "--out", tmp_path)
+    assert code == 0
+    assert output.startswith("macro AUC ")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert f"{metrics['auc_macro']['value']:.4f}" in output
+    assert deeplense("predict", run, f"data={images}", "--out", tmp_path / "table.csv")[0] == 0
+    table = pyarrow.csv.read_csv(tmp_path / "table.csv")
+    assert table.num_rows == 48
+    assert sum(table[f"p_{name}"][0].as_py() for name in ("no", "sphere", "vort")) == pytest.approx(1, abs=1e-5)
+    assert deeplense("export", run, "--gzip", "--out", tmp_path / "weights.json.gz")[0] == 0
+    assert (tmp_path / "weights.json.gz").stat().st_size > 0
+
+
+def one_class(folder):
+    images = lens_set(30)
+    return write_folder(images.select(np.flatnonzero(images.label == 1)), folder)
+
+
+def two_sizes(folder):
+    write_folder(lens_set(30, size=24), folder)
+    for i in range(10):
+        np.save(folder / "no" / f"other-{i}.npy", np.random.default_rng(i).normal(size=(1, 20, 20)))
+    return folder
+
+
+def broken(folder):
+    write_folder(lens_set(30), folder)
+    (folder / "no" / "broken.npy").write_bytes(b"no image at all")
+    (folder / "no" / "nan.npy").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "tiny/substructure", "data={good}", "train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["train", "tiny/substructur", "data={good}"], "did you mean 'tiny/substructure'?"),
+        (["train", "tiny/substructure", "data={good}", "optim.lr=-1"], "optim.lr = -1"),
+        (["train", "tiny/substructure"], "add data=DIR"),
+        (["train", "tiny/substructure", "data={out}/nowhere"], "nowhere"),
+        (["train", "tiny/substructure", "data={one_class}"], "class"),
+        (["train", "tiny/substructure", "data={two_sizes}"], "20"),
+        (["train", "tiny/substructure", "data={broken}"], "broken.npy"),
+        (["train", "tiny/substructure", "data={good}", "data.fraction=0.01"], "fraction"),
+        (["train", "tiny/common-test", "data=preset:comon-test"], "did you mean 'common-test'?"),
+        (["train", "tiny/common-test", "data.fidelity=publishd"], "did you mean 'published'?"),
+        (["train", "tiny/common-test", "data.num=100"], "multiple|blocks of 48"),
+        (["train", "tiny/substructure", "data={good}", "out={run}"], "is finished"),
+        (["train", "tiny/substructure", "data={good}", "out={good}"], "not a run"),
+        (["train", "tiny/substructure", "data={good}", "model.pretrained=true", "model=/nowhere/at/all"], "nowhere"),
+        (["evaluate", "{out}/norun", "data={good}"], "does not exist"),
+        (["evaluate", "{run}"], "add data=DIR"),
+        (["evaluate", "{run}", "data={good}", "train.epochs=3"], "no meaning"),
+        (["predict", "{run}", "data={good}", "--out", "{out}/table.fits"], ".csv"),
+        (["predict", "{run}", "data={good}", "--out", "{good}/no/image-0-0.npy"], "are written as"),
+        (["export", "{run}", "--format", "pickle"], "json"),
+        (["simulate", "comon-test", "--out", "{out}/set"], "did you mean 'common-test'?"),
+        (["simulate", "common-test", "--num", "0", "--out", "{out}/set"], "num=0"),
+        (["simulate", "common-test", "--num", "3", "--out", "{good}"], "not empty"),
+        (["simulate", "common-test", "--seed", "-1", "--out", "{out}/set"], "seed=-1"),
+        (["simulate", "common-test", "--device", "gpu", "--out", "{out}/set"], "device"),
+        (["convert", "{out}/nowhere", "{out}/new"], "nowhere"),
+        (["convert", "{good}", "{good}"], "never overwritten"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line_and_exit_code_2(deeplense, words, message, run, images, tmp_path):
+    places = {"good": images, "run": run, "out": tmp_path}
+    for make in (one_class, two_sizes, broken):
+        places[make.__name__] = tmp_path / make.__name__
+        if f"{{{make.__name__}}}" in words[-1]:
+            make(places[make.__name__])
+    given = [word.format(**places) for word in words]
+    if given[0] == "train" and not any(word.startswith("out=") for word in given):
+        given.append(f"out={tmp_path / 'new'}")
+    code, _, error = deeplense(*given)
+    lines = [line for line in error.strip().splitlines() if line.startswith("Error: ")]
+    assert code == 2, error
+    assert len(lines) == 1, error
+    assert any(part in lines[0] for part in message.split("|")), lines
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    from deeplense.errors import ConfigError
+
+    monkeypatch.setattr(sys, "argv", ["deeplense", "simulate", "nothing", "--out", "x", "--debug"])
+    with pytest.raises(ConfigError):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "code", ["import deeplense", "import deeplense.cli; deeplense.cli.app(['--help'], standalone_mode=False)"]
+)
+def test_heavy_packages_are_imported_where_they_are_used(code):
+    check = "import sys; assert not {'torch', 'numpy', 'lightning', 'pyarrow', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"{code}\n{check}"], check=True, capture_output=True)

@@ -1,0 +1,80 @@
+"""From nothing to a judged run, and every shipped config on a handful of images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import deeplense as dl
+from deeplense import config as configs
+from deeplense import demo
+from deeplense.simulate.stream import simulated_set
+from toy import write_folder
+
+SMALL = [
+    "train.epochs=1",
+    "data.num=96",
+    "data.num_val=48",
+    "data.batch_size=24",
+    "data.compile=false",
+    "data.strength=[1.0]",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(simulated_set("common-test", "published", 7, 96), tmp_path_factory.mktemp("images"))
+
+
+@pytest.mark.parametrize("name", [name for name in configs.names() if not name.startswith("tiny/")])
+def test_every_shipped_config_trains(name, folder, tmp_path):
+    settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}"])
+    if settings.data.path is None:
+        # A tenth of 96 images would leave classes empty.
+        settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}", f"data={folder}", "data.fraction=1.0"])
+    run = dl.fit(settings, dl.load_data(settings), progress=False)
+    card = json.loads((run / "model.json").read_text())
+    assert card["classes"] == ["no", "sphere", "vort"]
+    assert np.isfinite(card["scores"]["val_loss"])
+    assert all((run / f"weights.{kind}").is_file() for kind in settings.train.export)
+
+
+def test_the_demo_goes_all_the_way_and_repeats_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "NUM_TEST", 48)
+    metrics = demo.run(tmp_path, [*SMALL, "model.width=12"], progress=False)
+    assert 0 <= metrics["auc_macro"]["low"] <= metrics["auc_macro"]["value"] <= metrics["auc_macro"]["high"] <= 1
+    trained = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert demo.run(tmp_path, [*SMALL, "model.width=12"], progress=False) == metrics
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == trained
+
+
+def test_scores_on_images_of_training_come_with_a_warning(tmp_path, caplog):
+    settings = configs.load("tiny/common-test", [f"out={tmp_path / 'run'}", "train.epochs=1"])
+    run = dl.fit(settings, dl.load_data(settings), progress=False)
+    seen = simulated_set("common-test", "published", settings.data.seed, 48)
+    unseen = simulated_set("common-test", "published", settings.data.seed + 1, 48)
+    dl.judge(run, unseen, tmp_path, bootstrap=10)
+    assert "were used in training" not in caplog.text
+    dl.judge(run, seen, tmp_path, bootstrap=10)
+    assert "were used in training" in caplog.text
+
+
+def test_a_network_learns_what_is_there(tmp_path):
+    """Ten times too massive substructure is plain to see: a minute's network must tell it apart."""
+    changes = ["data.strength=[10.0]", "data.num=960", "data.num_val=240", "train.epochs=3", "model.width=24"]
+    settings = configs.load("tiny/common-test", [*changes, f"out={tmp_path / 'run'}"])
+    run = dl.fit(settings, dl.load_data(settings), progress=False)
+    assert json.loads((run / "model.json").read_text())["scores"]["val_score"] > 0.75
+
+
+def test_genuine_deeplense_files_are_read_and_predicted(shared_data, tmp_path):
+    settings = configs.load("tiny/common-test", [f"out={tmp_path / 'run'}", "train.epochs=1"])
+    predictor = dl.Predictor.load(dl.fit(settings, dl.load_data(settings), progress=False))
+    files = sorted((shared_data / "deeplense-singles").rglob("*.npy"))
+    assert files
+    for file in files:
+        table = predictor.predict(dl.read(file))
+        total = sum(table[f"p_{name}"][0].as_py() for name in predictor.classes)
+        assert total == pytest.approx(1, abs=1e-5), file
