@@ -1,8 +1,8 @@
 """Simulation rate side by side with lenstronomy: the same scenes, in one process, round about.
 
 Every image has a SIE, an external shear, 25 point masses, a lensed Sersic galaxy, a Gaussian PSF and photon noise on
-150x150 pixels. lenstronomy renders ready-made scenes on one thread; ours draws the scenes, their noise and their truth
-table as well, which is the whole of what ``deeplense simulate`` does for an image, on ``--threads`` threads.
+150x150 pixels. Both are given ready-made scenes; lenstronomy renders and exposes them on one thread, ours on ``--threads``
+threads, along the whole path of ``deeplense simulate`` with names and the truth table of each image.
 
     python benchmarks/simulate.py --num 192 --rounds 7
 """
@@ -27,6 +27,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Spheres(Simulator):
             scenes, preset, observation, SPHERE
         )
 
+    @cache  # noqa: B019 - one simulator lives as long as the process
     def truth(self, index: int) -> Truth:
         rng = scene.generator(self.seed, index, scene.SCENE)
         return scene.draw(self.preset, self.world, SPHERE, self.strength, rng)

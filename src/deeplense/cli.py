@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,6 +104,8 @@ def train(
     from deeplense import train as training
 
     run = training.fit(resolved, training.load_data(resolved), progress=not quiet)
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        return  # with devices=N, N processes come here
     print(f"the trained run is in {run}; judge it with: deeplense evaluate {run} data=DIR")
 
 

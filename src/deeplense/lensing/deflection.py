@@ -104,8 +104,10 @@ def deflect_points(theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, x: Tensor,
     alpha_x, alpha_y = theta_x.new_zeros(shape), theta_y.new_zeros(shape)
     for n in range(theta_E.shape[1]):
         halo_E, halo_x, halo_y = _image(theta_E[:, n], x[:, n], y[:, n])
-        dx, dy = func.reduced_deflection_angle_point(halo_x, halo_y, halo_E, theta_x, theta_y, SOFTENING)
-        alpha_x, alpha_y = alpha_x + dx, alpha_y + dy
+        dx, dy = theta_x - halo_x, theta_y - halo_y
+        # One division a halo: caustics' form of the same takes a root and two, and these are most of a simulation.
+        pull = halo_E**2 / (dx**2 + dy**2 + SOFTENING**2)
+        alpha_x, alpha_y = alpha_x + pull * dx, alpha_y + pull * dy
     return alpha_x, alpha_y
 
 

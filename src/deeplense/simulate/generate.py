@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # Images are always rendered in these blocks, 16 of each class, whatever was asked for: vector units round the last
 # bit differently for another place in a batch, and an image must be the same alone and in any shard.
 BLOCK = 48
-# Haloes are padded to a multiple of this, so that few shapes occur and compiled code is reused.
-HALO_STEP = 8
+# Haloes are padded to a multiple of this, so that few shapes occur and compiled code is reused; 25 needs no padding.
+HALO_STEP = 5
 
 
 class Simulator:
@@ -42,7 +42,7 @@ class Simulator:
         strength: factor on the mass of all substructure; 1 is the preset's own.
         device: where rays are traced. Noise is always drawn on the CPU.
         compile: trace with ``torch.compile``: seconds to minutes of set-up, then several times faster. Values agree
-            with the ordinary engine to rounding (1e-5 of the peak), not to the bit.
+            with the ordinary engine to rounding (2e-5 of the peak), not to the bit.
 
     Raises:
         ConfigError: an unknown preset or fidelity, a negative seed or strength, or a device that is not there.
