@@ -1,8 +1,8 @@
 """Simulation rate side by side with lenstronomy: the same scenes, in one process, round about.
 
 Every image has a SIE, an external shear, 25 point masses, a lensed Sersic galaxy, a Gaussian PSF and photon noise on
-150x150 pixels. Both are given ready-made scenes; lenstronomy renders and exposes them on one thread, ours on ``--threads``
-threads, along the whole path of ``deeplense simulate`` with names and the truth table of each image.
+150x150 pixels. Both are given ready-made scenes; lenstronomy renders and exposes them on one thread, ours on several
+(``--threads``), along the whole path of ``deeplense simulate`` with the truth table of each image.
 
     python benchmarks/simulate.py --num 192 --rounds 7
 """

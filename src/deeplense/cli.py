@@ -118,7 +118,7 @@ def evaluate(
     """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
     from deeplense.evaluate.judge import judge
 
-    metrics = judge(run, _images(settings, split="test"), out)
+    metrics = judge(run, _images(settings), out)
     print(_summary(metrics))
     print(f"report: {(out or run) / 'report.html'}")
 
@@ -168,15 +168,16 @@ def demo(
     print(f"report: {out / 'run' / 'report.html'}")
 
 
-def _images(settings: list[str] | None, split: str | None = None) -> Any:
-    """The LensSet that ``data=...`` names."""
+def _images(settings: list[str] | None) -> Any:
+    """The LensSet that ``data=...`` names; of a folder with splits, the test images, or else those for validation."""
     from deeplense import config as configs
     from deeplense.data.read import find_splits, read
 
     data = configs.parse_data(settings or [])
     if data.path is None:
         raise ConfigError("no images are named: add data=DIR")
-    which = split if split in find_splits(data.path) else None
+    splits = find_splits(data.path)
+    which = next((split for split in ("test", "val") if split in splits), None)
     return read(data.path, split=which, max_bad_fraction=data.max_bad_fraction, max_memory_gb=data.max_memory_gb)
 
 

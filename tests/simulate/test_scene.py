@@ -16,9 +16,7 @@ from deeplense.simulate.scene import Scenes
 from peer import column
 
 COMMON_TEST = preset.load("common-test")
-# A circle and an ellipse of the same area hold masses of a flat lens that differ by up to 1.6 %. So much of the mass of
-# the substructure, 4 % of the lens at most, is not matched.
-MATCH = 1e-3
+MATCH = 1e-5
 
 
 def draw(fidelity: str, kind: int, seed: int, strength: float = 1.0, given: Preset = COMMON_TEST):

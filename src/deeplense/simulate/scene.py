@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import ellipk
 from torch import Tensor
 
 from deeplense.simulate import substructure
@@ -49,11 +50,14 @@ def draw(preset: Preset, world: World, kind: int, strength: float, rng: np.rando
 def _macro(truth: Truth) -> float:
     """The SIE's Einstein radius that leaves the projected mass inside theta_E as it would be without substructure.
 
-    An isothermal lens has the mass theta_E_macro * theta (in units of pi Sigma_crit) inside theta.
+    Inside a circle of radius theta an isothermal ellipsoid has c theta_E theta (in units of pi Sigma_crit). c is the mean
+    of sqrt(q) / sqrt(q^2 cos^2 + sin^2) over the circle, a complete elliptic integral; it is 1 for a round lens.
     """
-    theta_E = truth["theta_E"]
+    theta_E, e = truth["theta_E"], math.hypot(truth["e1"], truth["e2"])
+    q = (1 - e) / (1 + e)
+    c = 2 / math.pi * math.sqrt(q) * ellipk(1 - q**2)
     inside = substructure.mass_inside(truth, theta_E, (truth["center_x"], truth["center_y"]))
-    return theta_E - inside / theta_E
+    return theta_E - inside / (theta_E * c)
 
 
 def _ellipticity(q: float, phi: float) -> tuple[float, float]:
