@@ -17,7 +17,7 @@ from pathlib import Path
 import deeplense as dl
 
 # Images (whole blocks of 48) and the epochs with four times, two times and the real strength.
-SIZES = {1008: (15, 6, 39), 3024: (6, 2, 16), 9024: (2, 1, 7)}
+SIZES = {1008: (12, 4, 24), 3024: (5, 2, 11), 9024: (2, 1, 5)}
 
 
 def train_and_judge(num: int, seed: int, test: dl.LensSet) -> dict[str, object]:

@@ -41,12 +41,11 @@ from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
 from lenstronomy.LightModel.Profiles.sersic import Sersic
 from lenstronomy.Util.data_util import magnitude2cps
-from torch import Tensor
 
 from deeplense.lensing.observe import FWHM_TO_SIGMA
 from deeplense.simulate import scene
 from deeplense.simulate.generate import BLOCK, Simulator
-from deeplense.simulate.render import sky_counts
+from deeplense.simulate.render import render, sky_counts
 from deeplense.simulate.substructure import Truth
 
 SPHERE = 1
@@ -57,10 +56,11 @@ class Spheres(Simulator):
 
     def __init__(self) -> None:
         super().__init__("common-test", "published", seed=1, compile=True)
-        engine = self._render
-        self._render: Callable[..., Tensor] = lambda scenes, preset, observation, kind: engine(
-            scenes, preset, observation, SPHERE
+        engine = self._photograph
+        self._photograph = lambda scenes, preset, observation, kind, noise: engine(
+            scenes, preset, observation, SPHERE, noise
         )
+        self._render = torch.compile(render, dynamic=False)
 
     @cache  # noqa: B019 - one simulator lives as long as the process
     def truth(self, index: int) -> Truth:
@@ -145,7 +145,7 @@ def measure(num: int, rounds: int, threads: int) -> dict[str, Any]:
     theirs, ours = [], []
     for _ in range(rounds):
         theirs.append(num / seconds(lambda: [peer.image(kwargs) for kwargs in scenes]))
-        ours.append(num / seconds(lambda: list(simulator.stream(0, num))))
+        ours.append(num / seconds(lambda: sum(len(part) for part in simulator.stream(0, num))))
     return {
         "images": num,
         "rounds": rounds,

@@ -217,9 +217,10 @@ def test_noise_of_a_fixed_scene_averages_out():
 def test_the_compiled_engine_agrees_with_the_eager_one(fidelity, tolerance):
     eager, compiled = (Simulator("common-test", fidelity, seed=2, compile=c) for c in (False, True))
     assert compiled.provenance()["engine"] == "compiled"
+    engines = torch.compile(render, dynamic=False), render
     for kind in range(3):
         scenes = eager._stack([eager.truth(i) for i in range(kind, BLOCK, 3)])
-        ours, theirs = (s._render(scenes, s.preset, s.world.observation, kind) for s in (compiled, eager))
+        ours, theirs = (draw(scenes, compiled.preset, compiled.world.observation, kind) for draw in engines)
         assert ((ours - theirs).abs().amax((1, 2)) < tolerance * theirs.amax((1, 2))).all()
     images = [s.block(0).images for s in (eager, compiled)]
     # A mean that differs in the last digit can move a pixel by one electron.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deeplense.lensing.cosmology import Number
 from deeplense.lensing.deflection import _image, ellipticity_to_axis_ratio
 
 # A cusp is flattened inside this radius, as lenstronomy does: the profile's gradient is infinite at the centre.
@@ -68,7 +69,7 @@ def sersic_flux(amplitude: Tensor, R_sersic: Tensor, n_sersic: Tensor) -> Tensor
     return amplitude * R_sersic**2 * 2 * torch.pi * n_sersic * torch.exp(log_shape)
 
 
-def magnitude_to_counts(magnitude: Tensor, magnitude_zero_point: Tensor | float) -> Tensor:
+def magnitude_to_counts(magnitude: Number, magnitude_zero_point: float) -> Number:
     """Counts per second of a source of AB ``magnitude``; the zero point is the magnitude of one count per second."""
     return 10 ** (-0.4 * (magnitude - magnitude_zero_point))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +19,20 @@ from deeplense.lensing.cosmology import angular_diameter_distances, theta_E_to_m
 from deeplense.simulate import preset as presets
 from deeplense.simulate import scene
 from deeplense.simulate.preset import Preset
-from deeplense.simulate.render import expose, render
+from deeplense.simulate.render import photograph
 from deeplense.simulate.scene import Scenes
 from deeplense.simulate.substructure import Truth
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 # Images are always rendered in these blocks, 16 of each class, whatever was asked for: vector units round the last
 # bit differently for another place in a batch, and an image must be the same alone and in any shard.
 BLOCK = 48
-# Haloes are padded to a multiple of this, so that few shapes occur and compiled code is reused; 25 needs no padding.
-HALO_STEP = 5
+# Where their number varies, haloes are padded to a multiple of this: few shapes occur, and compiled code is reused.
+HALO_STEP = 20
 
 
 class Simulator:
@@ -41,7 +44,7 @@ class Simulator:
         seed: names the sequence of images.
         strength: factor on the mass of all substructure; 1 is the preset's own.
         device: where rays are traced. Noise is always drawn on the CPU.
-        compile: trace with ``torch.compile``: seconds to minutes of set-up, then several times faster. Values agree
+        compile: use ``torch.compile``: some seconds of set-up, then several times faster. Noiseless values agree
             with the ordinary engine to rounding (2e-5 of the peak), not to the bit.
 
     Raises:
@@ -62,9 +65,13 @@ class Simulator:
         self.preset = presets.load(preset) if isinstance(preset, str) else preset
         self.world = self.preset.world(fidelity)
         self.fidelity, self.seed, self.strength, self.device = fidelity, seed, strength, _usable(device)
-        self.engine = "compiled" if compile else "eager"
-        self._render: Callable[..., Tensor] = torch.compile(render, dynamic=False) if compile else render
+        self.engine = "compiled" if compile and can_compile() else "eager"
+        self._photograph: Callable[..., tuple[Tensor, Tensor]] = (
+            torch.compile(photograph, dynamic=False) if self.engine == "compiled" else photograph
+        )
         self._mass = angular_diameter_distances(self.preset.z_lens, self.preset.z_source)
+        keep_freed_memory()
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self._cached_block = lru_cache(maxsize=2)(self.block)
 
     @property
@@ -98,16 +105,16 @@ class Simulator:
         """Images ``BLOCK * number`` and on, as many as a block holds."""
         index = np.arange(BLOCK * number, BLOCK * (number + 1))
         truths = [self.truth(int(i)) for i in index]
-        shot, readout = self._noise(index)
+        # Random numbers are drawn outside the interpreter's lock: threads share the work.
+        noise = list(self._pool.map(partial(self._noise, number), range(len(self.classes))))
         images = np.empty((BLOCK, *self.shape), dtype=np.float32)
         snr = np.empty(BLOCK)
         for kind in range(len(self.classes)):
             rows = np.flatnonzero(index % len(self.classes) == kind)
             scenes = self._stack([truths[i] for i in rows])
-            clean = self._render(scenes, self.preset, self.world.observation, kind).cpu()
-            noise = shot[rows], None if readout is None else readout[rows]
-            image, ratio = expose(clean, self.preset, self.world.observation, *noise)
-            images[rows, 0], snr[rows] = image.numpy(), ratio.numpy()
+            layers = noise[kind].to(self.device)
+            image, ratio = self._photograph(scenes, self.preset, self.world.observation, kind, layers)
+            images[rows, 0], snr[rows] = image.cpu().numpy(), ratio.cpu().numpy()
         return LensSet(
             images=images,
             name=[f"{i:08d}" for i in index],
@@ -133,21 +140,18 @@ class Simulator:
 
     def _stack(self, truths: list[Truth]) -> Scenes:
         most = max(len(t["sub_x"]) for t in truths)
-        return Scenes.stack(truths, -(-most // HALO_STEP) * HALO_STEP, device=self.device)
+        step = 1 if self.world.sphere.number.value is not None else HALO_STEP
+        return Scenes.stack(truths, -(-most // step) * step, device=self.device)
 
-    def _noise(self, index: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Standard normal deviates (B, H, W) for photons and, where there is any, for read-out."""
+    def _noise(self, number: int, kind: int) -> Tensor:
+        """Standard normal deviates for the images of one kind in a block, shape (layers, B, H, W).
+
+        The first layer is for photons, the second, where there is one, for read-out.
+        """
+        seed = np.random.SeedSequence([self.seed, number, kind, scene.NOISE]).generate_state(1)
         layers = 2 if self.world.observation.read_noise else 1
-        deviates = torch.empty(len(index), layers, self.preset.num_pix, self.preset.num_pix)
-
-        def fill(i: int) -> None:
-            rng = scene.generator(self.seed, int(index[i]), scene.NOISE)
-            rng.standard_normal(out=deviates[i].numpy(), dtype=np.float32)
-
-        # numpy lets go of the interpreter while it draws, so threads share the work.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(fill, range(len(index))))
-        return deviates[:, 0], deviates[:, 1] if layers == 2 else None
+        deviates = torch.empty(layers, BLOCK // len(self.classes), *self.shape[1:])
+        return deviates.normal_(generator=torch.Generator().manual_seed(int(seed[0])))
 
     def _table(self, truths: list[Truth], snr: np.ndarray) -> pa.Table:
         """The truth of each image as a table: scalars, and lists for the subhaloes."""
@@ -158,6 +162,28 @@ class Simulator:
         columns["vortex_mass"] = [theta_E_to_mass(t["vortex_theta_E"], self._mass) for t in truths]
         columns["snr"] = list(snr)
         return pa.table({name: pa.array(values) for name, values in columns.items()})
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed images for the next ones, instead of giving it back at every step.
+
+    Freeing one large block raises its thresholds for that; a third of the time of a block of images went into page
+    faults (mallopt(3), dynamic mmap threshold). Elsewhere it does nothing.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8)
+
+
+@cache
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs, a C++ compiler above all; logs a line if it does not."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        logger.warning("torch.compile does not work here (%s): images are simulated without it, more slowly", reason)
+        return False
+    return True
 
 
 def _usable(device: str) -> str:

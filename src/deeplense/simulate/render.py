@@ -43,18 +43,23 @@ def render(scenes: Scenes, preset: Preset, observation: Observation, kind: int) 
 
 def sky_counts(preset: Preset, observation: Observation) -> float:
     """Mean sky electrons per second and pixel."""
-    magnitude = torch.tensor(observation.sky_brightness, dtype=torch.float64)
-    return float(light.magnitude_to_counts(magnitude, observation.magnitude_zero_point)) * preset.pixel_scale**2
+    counts = light.magnitude_to_counts(observation.sky_brightness, observation.magnitude_zero_point)
+    return counts * preset.pixel_scale**2
 
 
-def expose(
-    image: Tensor, preset: Preset, observation: Observation, shot: Tensor, readout: Tensor | None
+def photograph(
+    scenes: Scenes, preset: Preset, observation: Observation, kind: int, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """:func:`render`, then :func:`expose`: what a simulator does with scenes of one kind, in one piece to compile."""
+    return expose(render(scenes, preset, observation, kind), preset, observation, noise)
+
+
+def expose(image: Tensor, preset: Preset, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:
     """One observation of the noiseless image, and its signal-to-noise ratio.
 
     Args:
         image: electrons per second, shape (B, H, W).
-        shot, readout: standard normal deviates of the same shape; ``readout`` None where there is no read noise.
+        noise: standard normal deviates for photons and, where there is read noise, for it, shape (1 or 2, B, H, W).
 
     Returns:
         image as the preset scales it, shape (B, H, W), and the total S/N of the lensed source, shape (B,).
@@ -62,11 +67,11 @@ def expose(
     exposure = observation.exposure_time * observation.num_exposures
     sky = sky_counts(preset, observation) * exposure
     mean = image * exposure + sky
-    electrons = observe.poisson(mean, shot)
+    electrons = observe.poisson(mean, noise[0], least=sky)
     variance = mean
-    if readout is not None:
+    if observation.read_noise:
         read_variance = observation.num_exposures * observation.read_noise**2
-        electrons = electrons + readout * read_variance**0.5
+        electrons = electrons + noise[1] * read_variance**0.5
         variance = mean + read_variance
     snr = observe.signal_to_noise(image * exposure, variance.sqrt())
     if observation.scaling == "minmax":

@@ -11,12 +11,13 @@ import torch
 from scipy.special import ellipk
 from torch import Tensor
 
+from deeplense.errors import ConfigError
 from deeplense.simulate import substructure
 from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.substructure import Truth
 
 HALO_KEYS = ("sub_x", "sub_y", "sub_theta_E")
-# Each kind of draw has a stream of its own, so that the noise does not depend on how many numbers the scene took.
+# Each kind of draw has a stream of its own, so that the noise does not depend on how many numbers a scene took.
 SCENE, NOISE = 0, 1
 
 
@@ -43,6 +44,8 @@ def draw(preset: Preset, world: World, kind: int, strength: float, rng: np.rando
     truth["psf_fwhm"] = world.observation.psf_fwhm.sample(rng)
     truth |= substructure.draw(kind, world, truth["theta_E"], strength, rng)
     truth["theta_E_macro"] = _macro(truth) if world.is_mass_matched else truth["theta_E"]
+    if truth["theta_E_macro"] <= 0:
+        raise ConfigError(f"strength={strength}: substructure would have all of the lens's mass; give a smaller factor")
     truth |= {"z_lens": preset.z_lens, "z_source": preset.z_source}
     return {key: value if isinstance(value, np.ndarray | int) else float(value) for key, value in truth.items()}
 
@@ -86,10 +89,12 @@ class Scenes:
     ) -> Scenes:
         """Scenes with room for ``pad_to`` haloes each (more if one has more)."""
         width = max([pad_to, *(len(t["sub_x"]) for t in truths)])
-        values = {}
-        for name in truths[0]:
-            rows = [t[name] for t in truths]
-            if name in HALO_KEYS:
-                rows = [np.pad(row, (0, width - len(row))) for row in rows]
-            values[name] = torch.tensor(np.array(rows, dtype=np.float64)).to(device, dtype)
-        return cls(values)
+        scalars = [name for name in truths[0] if name not in HALO_KEYS]
+        # One transfer for all of them: a tensor made for each costs more than drawing the scenes.
+        columns = torch.tensor([[t[name] for t in truths] for name in scalars], dtype=torch.float64).to(device, dtype)
+        haloes = np.zeros((len(HALO_KEYS), len(truths), width))
+        for row, truth in enumerate(truths):
+            for key, name in enumerate(HALO_KEYS):
+                haloes[key, row, : len(truth[name])] = truth[name]
+        padded = torch.from_numpy(haloes).to(device, dtype)
+        return cls(dict(zip(scalars, columns, strict=True)) | dict(zip(HALO_KEYS, padded, strict=True)))
