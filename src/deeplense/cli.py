@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from deeplense import __version__
-from deeplense.errors import ConfigError, DeepLenseError
+from deeplense.errors import ConfigError, DeepLenseError, RunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -103,7 +103,8 @@ def train(
         return
     from deeplense import train as training
 
-    run = training.fit(resolved, training.load_data(resolved), progress=not quiet)
+    training.check_free(resolved)
+    run = training.fit(resolved, training.load_data(resolved, progress=not quiet), progress=not quiet)
     if int(os.environ.get("LOCAL_RANK", "0")):
         return  # with devices=N, N processes come here
     print(f"the trained run is in {run}; judge it with: deeplense evaluate {run} data=DIR")
@@ -130,8 +131,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Table to write: .csv or .parquet")] = Path("predictions.csv"),
 ) -> None:
     """Probabilities for images, as a table."""
-    from deeplense.predict import Predictor, write_table
+    from deeplense.predict import Predictor, check_table, write_table
 
+    check_table(out)
     table = Predictor.load(run).predict(_images(settings))
     write_table(table, out)
     print(f"{table.num_rows} rows are in {out}")
@@ -151,6 +153,10 @@ def export(
 
     ending = "json.gz" if gzip and format == "json" else format
     path = out or run / f"weights.{ending}"
+    if not path.name.endswith(f".{ending}"):
+        raise ConfigError(f"--out {path} does not end in .{ending}, which --format {format} writes")
+    if path.exists():
+        raise RunError(f"{path} exists and is never overwritten: choose another --out")
     weights.export(weights.load_task(run), path)
     print(path)
 
@@ -213,6 +219,9 @@ def main() -> None:
     sys.argv[1:] = [*(["--debug"] if debug else []), *(word for word in sys.argv[1:] if word != "--debug")]
     try:
         app()
+    except SystemExit as stop:
+        # What typer makes of Ctrl-C outside of training, which has its own line.
+        sys.exit(2 if stop.code in (1, 130) else stop.code)
     except (DeepLenseError, OSError) as error:
         if debug:
             raise
@@ -223,8 +232,9 @@ def main() -> None:
 def _explain(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
-    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-    return f"{reason}; what was complete is kept: make room or choose another folder, then run the command again"
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; what was complete is kept: make room, then run the command again"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,14 @@ NotNegative = Annotated[float, Field(ge=0)]
 SHORTHAND = {"data": "data.path", "model": "model.name"}
 
 
+# What of a DataConfig says how images are read; the rest is about training on them.
+READING = {"path", "max_bad_fraction", "max_memory_gb"}
+
+
 class Section(BaseModel):
     """A table of settings; unknown keys are errors, values do not change after they are read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -142,7 +146,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     path = find(name)
     try:
         values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     values.setdefault("out", f"runs/{path.relative_to(folder()).with_suffix('') if _is_shipped(path) else path.stem}")
     for override in overrides:
@@ -171,6 +175,9 @@ def parse_data(overrides: Sequence[str]) -> DataConfig:
     values: dict[str, Any] = {"task": ""}
     for override in overrides:
         _apply(values, override)
+    useless = sorted(values.get("data", {}).keys() & DataConfig.model_fields.keys() - READING)
+    if useless:
+        raise ConfigError(f"'data.{useless[0]}' has no meaning here: this command reads every image of data=DIR")
     other = sorted(values.keys() - {"task", "data"} & set(Config.model_fields))
     if other:
         raise ConfigError(f"{other[0]!r} has no meaning here: this command reads only data=DIR and data.* settings")

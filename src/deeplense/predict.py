@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from torch import Tensor
 from deeplense import weights
 from deeplense.data.files import replacing
 from deeplense.data.schema import LensSet
-from deeplense.errors import DataError, RunError
+from deeplense.errors import RunError
 from deeplense.tasks import LensTask
-
-logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -55,7 +52,6 @@ class Predictor:
         Raises:
             DataError: the images do not suit the network.
         """
-        self._check(lens_set)
         parts = list(self.task.outputs(lens_set.images, batch_size))
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
@@ -70,13 +66,19 @@ class Predictor:
         }
         return pa.table({"name": pa.array(lens_set.name, pa.string()), **columns})
 
-    def _check(self, lens_set: LensSet) -> None:
-        channels, height, width = lens_set.images.shape[1:]
-        if channels != self.task.in_channels:
-            raise DataError(f"the images have {channels} channels; this network was trained on {self.task.in_channels}")
-        wanted = self.task.preprocess.input_size
-        if (height, width) != wanted:
-            logger.warning("images of %dx%d pixels are resized to the %dx%d of training", height, width, *wanted)
+
+def check_table(path: Path | str) -> Path:
+    """A file that a table may be written to.
+
+    Raises:
+        RunError: another ending than ``.csv`` or ``.parquet``, or the file exists.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet"):
+        raise RunError(f"{path}: tables are written as .csv or .parquet")
+    if path.exists():
+        raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    return path
 
 
 def write_table(table: pa.Table, path: Path | str) -> None:
@@ -88,11 +90,7 @@ def write_table(table: pa.Table, path: Path | str) -> None:
     import pyarrow.csv
     import pyarrow.parquet
 
-    path = Path(path)
-    writers = {".csv": pyarrow.csv.write_csv, ".parquet": pyarrow.parquet.write_table}
-    if path.suffix not in writers:
-        raise RunError(f"{path}: tables are written as {' or '.join(writers)}")
-    if path.exists():
-        raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    path = check_table(path)
+    write = pyarrow.csv.write_csv if path.suffix == ".csv" else pyarrow.parquet.write_table
     with replacing(path) as temporary:
-        writers[path.suffix](table, temporary)
+        write(table, temporary)

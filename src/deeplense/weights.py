@@ -56,7 +56,12 @@ def load_card(run: Path) -> dict[str, Any]:
     if not path.is_file():
         state = "is not finished: the training command again continues it" if run.is_dir() else "does not exist"
         raise RunError(f"{run} {state} (there is no {path})")
-    return json.loads(path.read_text())
+    try:
+        card = json.loads(path.read_text())
+        configs.parse(card["config"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged or not ours: {type(error).__name__} {error}") from error
+    return card
 
 
 def load_task(run: Path) -> LensTask:

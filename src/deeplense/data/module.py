@@ -98,6 +98,8 @@ def _check(train: LensSet, val: LensSet) -> None:
         raise DataError("training needs labels: give folders with one sub-folder for each class")
     if len(train.classes) < 2 or np.unique(train.label).size < 2:
         raise DataError(f"only one class ({', '.join(train.classes)}): there is nothing to tell apart")
+    if train.fingerprint() == val.fingerprint():
+        raise DataError("the validation images are the training images: give others, or leave data.val out")
     if train.classes != val.classes:
         raise DataError(f"training classes are {train.classes}, validation classes are {val.classes}; they must agree")
     if train.images.shape[1] != val.images.shape[1]:

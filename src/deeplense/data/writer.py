@@ -69,7 +69,7 @@ class _Writer(ABC):
 
     def missing(self) -> list[int]:
         """The numbers of the shards that are not complete."""
-        return [] if self.is_finished else [shard for shard in range(self.num_shards) if not self._has(shard)]
+        return [shard for shard in range(self.num_shards) if not self._has(shard)]
 
     def write(self, shard: int, lens_set: LensSet) -> None:
         """Write a shard, in one step.
@@ -159,7 +159,7 @@ class NpyWriter(_Writer):
     format = "npy"
 
     def _has(self, shard: int) -> bool:
-        return shard in self._done()
+        return self.is_finished or shard in self._done()
 
     def _done(self) -> list[int]:
         return load_record(self.out / UNFINISHED).get("done", [])

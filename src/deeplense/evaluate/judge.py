@@ -68,7 +68,9 @@ def warn_if_seen(card: Mapping[str, Any], lens_set: LensSet) -> None:
     is_same_stream = data["path"] == f"preset:{made.get('preset')}" and all(
         data[key] == made.get(key) for key in ("fidelity", "seed")
     )
-    if is_same_stream or lens_set.fingerprint() in card.get("data", {}).values():
+    trained_on = {Path(path).resolve() for path in (data["path"], data["val"]) if path}
+    is_same_place = "source" in made and Path(made["source"]).resolve() in trained_on
+    if is_same_stream or is_same_place or lens_set.fingerprint() in card.get("data", {}).values():
         logger.warning("these images were used in training: the scores say nothing about new ones")
 
 

@@ -63,7 +63,7 @@ class TransformersNet(nn.Module):
         from transformers import AutoModelForImageClassification
 
         super().__init__()
-        self.network = AutoModelForImageClassification.from_config(config)
+        self.network = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()  # transformers draws EfficientNet's gains from N(0, 0.02): nothing passes
@@ -99,15 +99,22 @@ def build(
 
 def _architecture(model: ModelConfig, in_channels: int, num_outputs: int) -> PreTrainedConfig:
     """A known architecture by its full or short name, or what a local folder or the hub says of it."""
-    names = [name for name in ARCHITECTURES if model.name in (name, name.partition("/")[2])]
-    if names and not model.pretrained:
-        return _from_dict({**ARCHITECTURES[names[0]], "num_channels": in_channels, "num_labels": num_outputs})
+    name = _full_name(model.name)
+    if name in ARCHITECTURES and not model.pretrained:
+        return _from_dict({**ARCHITECTURES[name], "num_channels": in_channels, "num_labels": num_outputs})
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(model.name, num_channels=in_channels, num_labels=num_outputs)
+        return AutoConfig.from_pretrained(
+            _full_name(model.name), num_channels=in_channels, num_labels=num_outputs, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _out_of_reach(model.name) from error
+
+
+def _full_name(name: str) -> str:
+    """`resnet-50` -> `microsoft/resnet-50`; other names are left alone."""
+    return next((full for full in ARCHITECTURES if name == full.partition("/")[2]), name)
 
 
 def _from_dict(values: dict[str, Any]) -> PreTrainedConfig:
@@ -122,7 +129,7 @@ def _pretrained_state(name: str, in_channels: int, num_outputs: int) -> dict[str
 
     try:
         network = AutoModelForImageClassification.from_pretrained(
-            name, num_labels=num_outputs, ignore_mismatched_sizes=True
+            _full_name(name), num_labels=num_outputs, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise _out_of_reach(name) from error

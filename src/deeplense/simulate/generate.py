@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 # Images are always rendered in these blocks, 16 of each class, whatever was asked for: vector units round the last
 # bit differently for another place in a batch, and an image must be the same alone and in any shard.
 BLOCK = 48
+# Raised with every change of the code that changes images, so that a set is not continued with others.
+PIXELS = 1
 # Where their number varies, haloes are padded to a multiple of this: few shapes occur, and compiled code is reused.
 HALO_STEP = 20
 
@@ -88,11 +91,14 @@ class Simulator:
         """What makes these images, in plain values: enough to make them again."""
         return {
             "simulator": f"deeplense {__version__}",
+            "pixels": PIXELS,
             "preset": self.preset.name,
+            "preset_hash": hashlib.sha256(self.preset.model_dump_json().encode()).hexdigest()[:12],
             "fidelity": self.fidelity,
             "seed": self.seed,
             "strength": self.strength,
             "engine": self.engine,
+            "device": self.device,
         }
 
     def truth(self, index: int) -> Truth:

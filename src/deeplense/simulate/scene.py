@@ -53,8 +53,8 @@ def draw(preset: Preset, world: World, kind: int, strength: float, rng: np.rando
 def _macro(truth: Truth) -> float:
     """The SIE's Einstein radius that leaves the projected mass inside theta_E as it would be without substructure.
 
-    Inside a circle of radius theta an isothermal ellipsoid has c theta_E theta (in units of pi Sigma_crit). c is the mean
-    of sqrt(q) / sqrt(q^2 cos^2 + sin^2) over the circle, a complete elliptic integral; it is 1 for a round lens.
+    Inside a circle of radius theta an isothermal ellipsoid has c theta_E theta (in units of pi Sigma_crit). c is the
+    mean of sqrt(q) / sqrt(q^2 cos^2 + sin^2) over the circle, a complete elliptic integral; it is 1 for a round lens.
     """
     theta_E, e = truth["theta_E"], math.hypot(truth["e1"], truth["e2"])
     q = (1 - e) / (1 + e)

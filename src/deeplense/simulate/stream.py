@@ -83,6 +83,8 @@ class StreamDataModule(LensDataModule):
         data = config.data
         if data.num % BLOCK:
             raise ConfigError(f"data.num={data.num}: images are simulated in blocks of {BLOCK}; try {_round(data.num)}")
+        if data.num < data.batch_size * config.train.devices:
+            raise ConfigError(f"data.num={data.num} images an epoch do not fill one batch of {data.batch_size}")
         if any(strength <= 0 for strength in data.strength) or not data.strength:
             raise ConfigError(f"data.strength={data.strength}: give one factor above 0 for each of the first epochs")
         made = {strength: self._simulator(config, strength) for strength in data.strength}
@@ -109,7 +111,8 @@ class StreamDataModule(LensDataModule):
     def _simulator(config: Config, strength: float) -> Simulator:
         data = config.data
         name = str(data.path).removeprefix(PREFIX)
-        return Simulator(name, data.fidelity, data.seed, strength, compile=data.compile)
+        device = "cuda" if torch.cuda.is_available() and config.train.accelerator in ("auto", "gpu") else "cpu"
+        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile)
 
 
 def is_preset(path: str | None) -> bool:

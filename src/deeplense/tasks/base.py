@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,10 @@ from deeplense.config import Config
 from deeplense.data.module import Batch, LensDataset
 from deeplense.data.schema import LensSet
 from deeplense.data.transform import SYMMETRIES, Augment, Preprocess, d4
+from deeplense.errors import DataError
 from deeplense.tasks.schedule import configure
+
+logger = logging.getLogger(__name__)
 
 Columns = dict[str, Tensor]
 
@@ -122,10 +126,23 @@ class LensTask(L.LightningModule):
 
     @torch.inference_mode()
     def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-        """What :meth:`averaged` says of raw images (N, C, H, W), batch by batch, float32 on the CPU."""
+        """What :meth:`averaged` says of raw images (N, C, H, W), batch by batch, float32 on the CPU.
+
+        Raises:
+            DataError: the images have another number of channels.
+        """
+        self._check(images)
         self.eval()
         for start in range(0, len(images), batch_size):
             yield self.averaged(torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device)).cpu()
+
+    def _check(self, images: np.ndarray) -> None:
+        channels, height, width = images.shape[1:]
+        if channels != self.in_channels:
+            raise DataError(f"the images have {channels} channels; this network was trained on {self.in_channels}")
+        wanted = self.preprocess.input_size
+        if (height, width) != wanted:
+            logger.warning("images of %dx%d pixels are resized to the %dx%d of training", height, width, *wanted)
 
     def averaged(self, images: Tensor) -> Tensor:
         """Raw images (B, C, H, W) -> float32 outputs, the mean over the symmetries that ``model.average`` names."""

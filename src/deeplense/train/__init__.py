@@ -25,9 +25,10 @@ from deeplense.errors import ConfigError, RunError
 from deeplense.tasks import LensTask, get
 from deeplense.train import folder
 from deeplense.train.callbacks import AtomicCheckpointIO, Keeper, average
+from deeplense.train.folder import check_free
 from deeplense.train.load import load_data
 
-__all__ = ["fit", "load_data"]
+__all__ = ["check_free", "fit", "load_data"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,13 @@ def fit(config: Config, data: LensDataModule, progress: bool = True) -> Path:
         RunError: the folder is in the way, training was stopped, or the disk is full.
     """
     run = Path(config.out)
-    checkpoint = folder.prepare(config, data)
+    check_free(config)
     L.seed_everything(config.seed, verbose=False)
     task = build_task(config, data)
     keeper = Keeper(run, config.seed, config.train.patience, task.score_name)
     with _quiet(), _stopping(run, keeper):
         trainer = _trainer(config, keeper, progress)
+        checkpoint = folder.prepare(config, data)  # nothing is written for settings that cannot work
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             _finish(task.to(trainer.strategy.root_device), data, keeper)
@@ -121,10 +123,10 @@ def _finish(task: LensTask, data: LensDataModule, keeper: Keeper) -> None:
     run, row = keeper.run, keeper.best_row
     task.load_state_dict(keeper.best)
     task.calibration = task.calibrate(task.validated_on(data.val, data.batch_size))
-    for kind in task.config.train.export:
-        weights.export(task, run / f"weights.{kind}")
     scores = {name: row[name] for name in ("epoch", "val_loss", "val_score")} | {"val_score_name": task.score_name}
     weights.save_task(task, run, scores=scores, data=data.fingerprint())
+    for kind in task.config.train.export:
+        weights.export(task, run / f"weights.{kind}")
     logger.info(
         "%s: best of %d epochs is %d, %s %.4f", run, len(keeper.rows), row["epoch"], task.score_name, row["val_score"]
     )

@@ -86,6 +86,7 @@ class Keeper(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.rows, self.best = checkpoint["keeper"]["rows"], checkpoint["keeper"]["best"]
         trainer.should_stop = self.should_stop
+        self._write_rows()  # a kill may have come between the checkpoint and the table
         logger.info("continuing after epoch %d", len(self.rows))
 
     def _row(self, trainer: L.Trainer) -> dict[str, float]:
@@ -94,12 +95,15 @@ class Keeper(Checkpoint):
         seconds = round(time.monotonic() - self.began, 2)
         return {"epoch": trainer.current_epoch + 1, **metrics, "lr": rate, "seconds": seconds}
 
-    def _report(self, row: dict[str, float], trainer: L.Trainer) -> None:
+    def _write_rows(self) -> None:
         table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(row), lineterminator="\n")
+        writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.run / METRICS, table.getvalue())
+
+    def _report(self, row: dict[str, float], trainer: L.Trainer) -> None:
+        self._write_rows()
         logger.info(
             "epoch %d of %d: training loss %.4f, validation loss %.4f, %s %.4f%s (%.0f s)",
             row["epoch"],

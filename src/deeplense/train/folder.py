@@ -37,7 +37,7 @@ def prepare(config: Config, data: LensDataModule) -> Path | None:
     facts = environment(config, data)
     if (run / SETTINGS).is_file():
         _check_same(run, config, facts)
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(path.name != ENVIRONMENT and path.suffix != ".tmp" for path in run.iterdir()):
         raise RunError(f"{run} holds something that is not a run: choose another out=")
     else:
         run.mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,11 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this source tree, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this source tree, if it is one, with "-dirty" where files differ from it."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None  # an installed package may lie in somebody else's repository
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

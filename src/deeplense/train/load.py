@@ -10,6 +10,7 @@ import numpy as np
 
 from deeplense.config import Config, DataConfig
 from deeplense.data import memory, split
+from deeplense.data.classes import align
 from deeplense.data.module import LensDataModule
 from deeplense.data.read import find_splits, read
 from deeplense.data.schema import LensSet
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 1024  # images copied at a time
 
 
-def load_data(config: Config) -> LensDataModule:
+def load_data(config: Config, progress: bool = True) -> LensDataModule:
     """Read, split and thin out the images that a config names; class counts are logged. A test split is never read.
 
     Raises:
@@ -32,7 +33,7 @@ def load_data(config: Config) -> LensDataModule:
         raise ConfigError("no images are named: add data=DIR")
     if stream.is_preset(data.path):
         return stream.StreamDataModule(config)
-    train, val = _given(data) or _split_off(_read(data.path, "train", data), config)
+    train, val = _given(data, progress) or _split_off(_read(data.path, "train", data, progress), config)
     if data.fraction < 1:
         rows = split.stratified_fraction(_labels(train), data.fraction, config.seed, train.classes)
         train = _part(train, rows, data.max_memory_gb)
@@ -42,11 +43,12 @@ def load_data(config: Config) -> LensDataModule:
     return LensDataModule(train, val, data.batch_size, config.seed)
 
 
-def _given(data: DataConfig) -> tuple[LensSet, LensSet] | None:
+def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
     """Training and validation images, where both are named or the folder says which is which."""
     if data.val is None and "val" not in find_splits(str(data.path)):
         return None
-    return _read(str(data.path), "train", data), _read(data.val or str(data.path), "val", data)
+    train = _read(str(data.path), "train", data, progress)
+    return train, align(_read(data.val or str(data.path), "val", data, progress), train.classes)
 
 
 def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
@@ -56,10 +58,13 @@ def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
     return train, val
 
 
-def _read(path: str, part: str, data: DataConfig) -> LensSet:
-    which = part if part in find_splits(path) else None
+def _read(path: str, part: str, data: DataConfig, progress: bool) -> LensSet:
+    splits = find_splits(path)
+    if splits and part not in splits:
+        raise DataError(f"{path} holds {', '.join(splits)} images, none to {part} on: name a folder of these")
+    which = part if splits else None
     bounds = {"max_bad_fraction": data.max_bad_fraction, "max_memory_gb": data.max_memory_gb}
-    return read(Path(path), split=which, progress=True, **bounds)  # type: ignore[arg-type]
+    return read(Path(path), split=which, progress=progress, **bounds)  # type: ignore[arg-type]
 
 
 def _labels(lens_set: LensSet) -> np.ndarray:
