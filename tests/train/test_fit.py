@@ -256,8 +256,22 @@ def test_load_data_takes_given_splits_and_never_the_test_split(tmp_path):
     module = train.load_data(tiny(tmp_path / "run", f"data={tmp_path / 'all'}"))
     assert {Path(n).stem.split("-")[1] for n in module.train.name} == {"0"}
     assert {Path(n).stem.split("-")[1] for n in module.val.name} == {"1"}
-    named = tiny(tmp_path / "run", f"data={tmp_path / 'all'}", f"data.val={tmp_path / 'all' / 'train'}")
-    assert {Path(n).stem.split("-")[1] for n in train.load_data(named).val.name} == {"0"}
+    write_folder(lens_set(30, seed=3), tmp_path / "other")
+    named = tiny(tmp_path / "run", f"data={tmp_path / 'all'}", f"data.val={tmp_path / 'other'}")
+    assert {Path(n).stem.split("-")[1] for n in train.load_data(named).val.name} == {"3"}
+
+
+@pytest.mark.parametrize(("split", "message"), [("test", "test images, none to train on"), ("val", "val images, none")])
+def test_a_folder_without_a_training_split_is_not_trained_on(split, message, tmp_path):
+    write_folder(lens_set(30), tmp_path / "all" / split)
+    with pytest.raises(DataError, match=message):
+        train.load_data(tiny(tmp_path / "run", f"data={tmp_path / 'all'}"))
+
+
+def test_validation_images_are_not_the_training_images(tmp_path):
+    path = write_folder(lens_set(30), tmp_path / "all")
+    with pytest.raises(DataError, match="validation images are the training images"):
+        train.load_data(tiny(tmp_path / "run", f"data={path}", f"data.val={path}"))
 
 
 def test_load_data_keeps_large_sets_on_disk(tmp_path):
