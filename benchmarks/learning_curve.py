@@ -17,7 +17,7 @@ from pathlib import Path
 import deeplense as dl
 
 # Images (whole blocks of 48) and the epochs with four times, two times and the real strength.
-SIZES = {1008: (12, 4, 24), 3024: (5, 2, 11), 9024: (2, 1, 5)}
+SIZES = {1008: (8, 3, 14), 3024: (4, 1, 6), 9024: (2, 1, 2)}
 
 
 def train_and_judge(num: int, seed: int, test: dl.LensSet) -> dict[str, object]:
