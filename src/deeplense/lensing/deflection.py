@@ -16,9 +16,34 @@ Deflection = tuple[Tensor, Tensor]
 SOFTENING = 1e-10
 
 
+@torch.library.custom_op("deeplense::hold", mutates_args=())
+def _hold(numbers: Tensor) -> Tensor:
+    """The same numbers: an operation that the compiler does not look into, so that they are there before the pixels."""
+    return numbers.clone()
+
+
+@_hold.register_fake
+def _(numbers: Tensor) -> Tensor:
+    return torch.empty_like(numbers)
+
+
+_hold.register_autograd(lambda context, gradient: gradient)
+
+
 def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
-    """Shape (B,) -> (B, 1, 1), so that a parameter broadcasts over its image."""
+    """Shape (B,) -> (B, 1, 1), so that a parameter broadcasts over its image.
+
+    To be called last, with what the pixels need (a cosine, not the angle): compiled code would otherwise work out every
+    logarithm and cosine of the parameters again for each pixel, which is half of the cost of a lens.
+    """
+    if torch.compiler.is_compiling():
+        parameters = tuple(_hold(torch.stack(torch.broadcast_tensors(*parameters))))
     return tuple(p[..., None, None] for p in parameters)
+
+
+def rotate(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> Deflection:
+    """Components along the axes that are turned by an angle, given its cosine and sine (any shapes that broadcast)."""
+    return x * cos + y * sin, y * cos - x * sin
 
 
 def ellipticity_to_axis_ratio(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,17 +80,20 @@ def deflect_sie(
 
     References: Keeton, A Catalog of Mass Models (astro-ph/0102341), eqs. 34-35.
     """
-    theta_E, e1, e2, center_x, center_y = _image(theta_E, e1, e2, center_x, center_y)
     q, phi = ellipticity_to_axis_ratio(e1, e2)
-    return func.reduced_deflection_angle_sie(center_x, center_y, q, phi, theta_E, theta_x, theta_y, SOFTENING)
+    theta_E, q, cos, sin, center_x, center_y = _image(theta_E, q, torch.cos(phi), torch.sin(phi), center_x, center_y)
+    along, across = rotate(theta_x - center_x, theta_y - center_y, cos, sin)
+    upright = torch.zeros((), dtype=q.dtype, device=q.device)
+    alpha = func.reduced_deflection_angle_sie(upright, upright, q, upright, theta_E, along, across, SOFTENING)
+    return rotate(*alpha, cos, -sin)
 
 
 def converge_sie(
     theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, e1: Tensor, e2: Tensor, center_x: Tensor, center_y: Tensor
 ) -> Tensor:
     """Convergence kappa of the SIE, shape (B, H, W); arguments as in :func:`deflect_sie`."""
-    theta_E, e1, e2, center_x, center_y = _image(theta_E, e1, e2, center_x, center_y)
     q, phi = ellipticity_to_axis_ratio(e1, e2)
+    theta_E, q, phi, center_x, center_y = _image(theta_E, q, phi, center_x, center_y)
     return func.convergence_sie(center_x, center_y, q, phi, theta_E, theta_x, theta_y)
 
 
@@ -102,11 +130,11 @@ def deflect_points(theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, x: Tensor,
     """
     shape = torch.broadcast_shapes((len(theta_E), 1, 1), theta_x.shape)
     alpha_x, alpha_y = theta_x.new_zeros(shape), theta_y.new_zeros(shape)
+    strength, x, y = _image(theta_E**2, x, y)
     for n in range(theta_E.shape[1]):
-        halo_E, halo_x, halo_y = _image(theta_E[:, n], x[:, n], y[:, n])
-        dx, dy = theta_x - halo_x, theta_y - halo_y
+        dx, dy = theta_x - x[:, n], theta_y - y[:, n]
         # One division a halo: caustics' form of the same takes a root and two, and these are most of a simulation.
-        pull = halo_E**2 / (dx**2 + dy**2 + SOFTENING**2)
+        pull = strength[:, n] / (dx**2 + dy**2 + SOFTENING**2)
         alpha_x, alpha_y = alpha_x + pull * dx, alpha_y + pull * dy
     return alpha_x, alpha_y
 
@@ -128,11 +156,11 @@ def deflect_string(
     Returns:
         alpha_x, alpha_y: arcsec, shape (B, H, W).
     """
-    theta_E, x1, y1, x2, y2 = _image(theta_E, x1, y1, x2, y2)
+    strength = theta_E**2 / ((x2 - x1) ** 2 + (y2 - y1) ** 2)
+    along_x, along_y = strength * (x2 - x1), strength * (y2 - y1)
+    along_x, along_y, x1, y1, x2, y2 = _image(along_x, along_y, x1, y1, x2, y2)
     dx1, dy1, dx2, dy2 = theta_x - x1, theta_y - y1, theta_x - x2, theta_y - y2
     log_abs = (torch.log(dx1**2 + dy1**2 + SOFTENING**2) - torch.log(dx2**2 + dy2**2 + SOFTENING**2)) / 2
     angle = torch.atan2(dy1 * dx2 - dx1 * dy2, dx1 * dx2 + dy1 * dy2)
-    length_x, length_y = x2 - x1, y2 - y1
-    strength = theta_E**2 / (length_x**2 + length_y**2)
-    # conj(alpha) = strength * conj(z2 - z1) * (log_abs + i angle); alpha_y changes sign with the conjugate.
-    return strength * (length_x * log_abs + length_y * angle), strength * (length_y * log_abs - length_x * angle)
+    # conj(alpha) = theta_E^2 / |z2 - z1|^2 conj(z2 - z1) (log_abs + i angle); conjugating turns the sign of alpha_y.
+    return along_x * log_abs + along_y * angle, along_y * log_abs - along_x * angle

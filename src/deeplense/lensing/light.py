@@ -47,16 +47,15 @@ def sersic(
 
     References: Graham & Driver, A Concise Reference to Sersic Quantities (astro-ph/0503176), eq. 1.
     """
-    amplitude, R_sersic, n_sersic, e1, e2, center_x, center_y = _image(
-        amplitude, R_sersic, n_sersic, e1, e2, center_x, center_y
-    )
     q, phi = ellipticity_to_axis_ratio(e1, e2)
+    wide, narrow, b = torch.sqrt(q), 1 / torch.sqrt(q), sersic_b(n_sersic)
+    # amplitude exp(-b ((R / R_sersic)^(1/n) - 1)) in logarithms: a power costs three times as much.
+    numbers = (torch.log(amplitude) + b, b, 0.5 / n_sersic, -torch.log(R_sersic) / n_sersic)
+    axes = (wide * torch.cos(phi), wide * torch.sin(phi), narrow * torch.cos(phi), narrow * torch.sin(phi))
+    log_peak, b, power, log_unit, ax, ay, cx, cy, center_x, center_y = _image(*numbers, *axes, center_x, center_y)
     dx, dy = x - center_x, y - center_y
-    along = dx * torch.cos(phi) + dy * torch.sin(phi)
-    across = dy * torch.cos(phi) - dx * torch.sin(phi)
-    R = torch.sqrt((q * along**2 + across**2 / q).clamp_min(CORE**2))
-    # exp(ln R / n) is the power R^(1/n) at a third of its cost, and its gradient in n needs no special case.
-    return amplitude * torch.exp(-sersic_b(n_sersic) * (torch.exp(torch.log(R / R_sersic) / n_sersic) - 1))
+    R2 = ((dx * ax + dy * ay) ** 2 + (dy * cx - dx * cy) ** 2).clamp_min(CORE**2)
+    return torch.exp(log_peak - b * torch.exp(torch.log(R2) * power + log_unit))
 
 
 def sersic_flux(amplitude: Tensor, R_sersic: Tensor, n_sersic: Tensor) -> Tensor:
