@@ -58,27 +58,41 @@ def picture(
     return model.image(kwargs_lens, [source])
 
 
-def scene(truth: Kwargs, preset: Any, observation: Any) -> np.ndarray:
-    """lenstronomy's noiseless image of a row of the truth table, electrons per second."""
-    macro = {name: truth[name] for name in ("e1", "e2", "center_x", "center_y")} | {"theta_E": truth["theta_E_macro"]}
-    haloes = [
-        {"theta_E": e, "center_x": x, "center_y": y}
-        for e, x, y in zip(truth["sub_theta_E"], truth["sub_x"], truth["sub_y"], strict=True)
-    ]
-    names = ["SIE", "SHEAR"] + ["POINT_MASS"] * len(haloes)
+def scene(truth: Kwargs, simulator: Any) -> np.ndarray:
+    """lenstronomy's noiseless image of a row of a simulator's truth table, electrons per second, shape (H, W)."""
+    preset, exposure = simulator.preset, simulator.exposure
+    names, kwargs_lens = lenses(truth, simulator.world)
     lens = LensModel(names)
     if truth["vortex_theta_E"]:
         z1, z2 = (complex(truth[f"vortex_x{i}"], truth[f"vortex_y{i}"]) for i in (1, 2))
         lens = StringLens(names, truth["vortex_theta_E"], z1, z2)
-    kwargs_lens = [macro, {"gamma1": truth["gamma1"], "gamma2": truth["gamma2"]}, *haloes]
     shape = {name: truth[name] for name in ("R_sersic", "n_sersic")}
     shape |= {"e1": truth["source_e1"], "e2": truth["source_e2"]}
-    flux = magnitude2cps(truth["magnitude"], observation.magnitude_zero_point)
+    flux = magnitude2cps(truth["magnitude"], exposure.zero_point[0])
     amplitude = flux / Sersic().total_flux(amp=1.0, **shape)
     source = shape | {"amp": amplitude, "center_x": truth["source_x"], "center_y": truth["source_y"]}
-    size, psf = (preset.num_pix, preset.pixel_scale), (truth["psf_fwhm"], observation.psf_radius)
+    size, psf = (preset.num_pix, preset.pixel_scale), (truth["psf_fwhm"], exposure.psf_radius)
     # Brightness is per arcsec^2, an image per pixel: lenstronomy multiplies by the area.
-    return picture(*size, lens, kwargs_lens, source, *psf, observation.supersampling)
+    return picture(*size, lens, kwargs_lens, source, *psf, exposure.supersampling)
+
+
+def lenses(truth: Kwargs, world: Any) -> tuple[list[str], list[Kwargs]]:
+    """Names and keyword arguments of the macro lens and its subhaloes."""
+    center = {name: truth[name] for name in ("center_x", "center_y")}
+    names = ["SIE", "SHEAR"]
+    macro = {"theta_E": truth["theta_E_macro"], "e1": truth["e1"], "e2": truth["e2"]} | center
+    kwargs = [macro, {name: truth[name] for name in ("gamma1", "gamma2")}]
+    for m in (3, 4):
+        names.append("MULTIPOLE")
+        kwargs.append({"m": m, "a_m": truth[f"a_{m}"] * truth["theta_E_macro"], "phi_m": truth[f"phi_{m}"]} | center)
+        kwargs[-1]["r_E"] = 1.0
+    places = [{"center_x": x, "center_y": y} for x, y in zip(truth["sub_x"], truth["sub_y"], strict=True)]
+    if len(truth["sub_alpha_Rs"]):
+        haloes = zip(truth["sub_alpha_Rs"], truth["sub_Rs"], truth["sub_r_trunc"], strict=True)
+        profiles = [{"alpha_Rs": a, "Rs": r, "r_trunc": t} for a, r, t in haloes]
+        return names + ["TNFW"] * len(places), kwargs + [p | q for p, q in zip(profiles, places, strict=True)]
+    points = [{"theta_E": e} | p for e, p in zip(truth["sub_theta_E"], places, strict=True)]
+    return names + ["POINT_MASS"] * len(places), kwargs + points
 
 
 def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -37,7 +37,10 @@ def _start(
 
 @app.command()
 def simulate(
-    preset: Annotated[str, typer.Argument(help="Which kind of images; see --list")] = "",
+    preset: Annotated[str, typer.Argument(help="Which kind of images; see --list, or give a .toml of your own")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Values of the preset, as key=value: positive_fraction=0.05 kinds.star=0")
+    ] = None,
     num: Annotated[int, typer.Option(help="How many images")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Folder to write to")] = None,
     seed: Annotated[int, typer.Option(help="Names the sequence of images")] = 0,
@@ -49,6 +52,8 @@ def simulate(
     ),
     device: Annotated[str, typer.Option(help="Where rays are traced: cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option("--compile", help="Several times faster after some seconds")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render and write")] = 1,
+    preview: Annotated[Path | None, typer.Option(help="Draw a labelled grid of images to this picture instead")] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="Show the presets and stop")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,16 +63,24 @@ def simulate(
     if list_presets:
         for name in presets.names():
             for fidelity, world in presets.load(name).fidelities.items():
-                print(f"{name:<16}{fidelity:<12}{world.about}")
+                print(f"{name:<14}{fidelity:<11}{world.about}")
         return
-    if not preset or out is None:
+    if not preset or (out is None and preview is None):
         raise ConfigError("give a preset and --out DIR, for example: deeplense simulate common-test --out lenses")
-    from deeplense.simulate import dataset
+    from deeplense import config as configs
     from deeplense.simulate.generate import Simulator
 
-    simulator = Simulator(preset, fidelity, seed, device=device, compile=compile)
-    dataset.write_set(simulator, num, out, format, progress=not quiet)
-    print(f"{num} images of {preset} ({fidelity}, seed {seed}) are in {out}")
+    given = configs.parse_settings(settings or [])
+    simulator = Simulator(preset, fidelity, seed, device=device, compile=compile, settings=given)
+    if preview is not None:
+        from deeplense.simulate.preview import write_preview
+
+        print(write_preview(simulator, preview))
+    if out is not None:
+        from deeplense.simulate.dataset import write_set
+
+        write_set(simulator, num, out, format, progress=not quiet, workers=workers)
+        print(f"{num} images of {preset} ({fidelity}, seed {seed}) are in {out}")
 
 
 @app.command()

@@ -45,6 +45,7 @@ class DataConfig(Section):
     num: PositiveInt = 9600  # images an epoch
     num_val: PositiveInt = 960
     fresh: bool = True  # new images in every epoch, or the same ones again
+    settings: list[str] = []  # values of the preset that are to be others, as ["positive_fraction=0.05", ...]
     strength: list[float] = [1.0]  # factor on the substructure's mass in each of the first epochs; the last one stays
     compile: bool = False  # trace rays with torch.compile: several times faster after some seconds of set-up
 
@@ -164,6 +165,21 @@ def parse(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from error
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``["positive_fraction=0.05", ...]`` -> a value for each dotted name.
+
+    Raises:
+        ConfigError: one of them is no ``key=value``.
+    """
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{setting!r} is not a setting; write key=value, for example positive_fraction=0.05")
+        values[key] = _value(text)
+    return values
 
 
 def parse_data(overrides: Sequence[str]) -> DataConfig:

@@ -24,6 +24,7 @@ GENUINE = {
     "elongation": (1.71, 0.39),
     "angle": (-2.0, 9.0),
 }
+ROBUST_ANGLE = 7.2
 # The noise in the corner was given with the fits to single images, not with its scatter over the 68.
 CORNER_STD = (0.0042, 0.0004)
 
@@ -49,7 +50,9 @@ def statistics():
 def test_means_and_scatters_are_those_of_genuine_images(statistics, kind, name):
     values, (mean, scatter) = statistics[kind][name], GENUINE[name]
     assert abs(values.mean() - mean) <= scatter / 2
-    spread = robust(values) if name == "angle" else values.std()
+    spread = values.std()
+    if name == "angle":  # like with like: the scatter of the 35 genuine images at hand, by the same formula
+        spread, scatter = robust(values), ROBUST_ANGLE
     assert 0.7 <= spread / scatter <= 1.3
 
 

@@ -10,31 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from deeplense.simulate import preset, substructure
+from deeplense.simulate import preset, substructure, truth
 from deeplense.simulate.priors import Prior
 
-WORLD = preset.load("common-test").world("physical")
+PRESET = preset.load("common-test")
+WORLD = PRESET.world("physical")
 THETA_E = 1.3
 PLACE = st.floats(-3, 3).map(lambda v: round(v, 3))
 
 
-def draws(kind: int, num: int = 400, strength: float = 1.0) -> list[substructure.Truth]:
-    return [substructure.draw(kind, WORLD, THETA_E, strength, np.random.default_rng([kind, i])) for i in range(num)]
+def draw(kind: int, num: int, world=WORLD, strength: float = 1.0, seed: int = 0) -> substructure.Columns:
+    rng = np.random.default_rng([kind, seed])
+    return substructure.draw(kind, PRESET, world, np.full(num, THETA_E), strength, rng)
+
+
+def draws(kind: int, num: int = 400, strength: float = 1.0) -> list[dict]:
+    columns = draw(kind, num, strength=strength)
+    keys = {name: columns[name] for name in columns} | dict.fromkeys(truth.BAND_KEYS, np.zeros((num, 1)))
+    return [truth.row(keys, place) for place in range(num)]
 
 
 SPHERES, VORTICES = draws(1), draws(2)
 
 
 def test_every_kind_tells_the_same_things():
-    assert all(
-        set(substructure.draw(k, WORLD, 1.0, 1.0, np.random.default_rng(0))) == set(substructure.NONE) for k in range(3)
-    )
+    assert all(set(draw(k, 3)) == set(substructure.none(3)) for k in range(3))
 
 
 def test_none_has_no_mass():
-    truth = substructure.draw(0, WORLD, THETA_E, 1.0, np.random.default_rng(0))
-    assert truth["f_sub"] == truth["n_sub"] == truth["vortex_theta_E"] == len(truth["sub_x"]) == 0
-    assert substructure.mass_inside(truth, 10.0, (0.0, 0.0)) == 0
+    columns = draw(0, 2)
+    assert not any(columns[name].any() for name in ("f_sub", "n_sub", "vortex_theta_E", "sub_x"))
+    assert mass_inside(columns, 10.0, 0.0, 0.0).tolist() == [0, 0]
 
 
 def test_number_of_subhaloes_is_poisson():
@@ -64,10 +70,9 @@ def test_subhaloes_fill_the_disc_in_all_directions():
 
 
 def test_no_subhaloes_is_no_mass():
-    rng = np.random.default_rng(0)
-    lonely = WORLD.sphere.model_copy(update={"number": Prior(value=0.0)})
-    truth = substructure.draw_sphere(lonely, THETA_E, 1.0, rng)
-    assert truth["n_sub"] == 0 and truth["f_sub"] == 0 and len(truth["sub_theta_E"]) == 0
+    lonely = WORLD.model_copy(update={"sphere": WORLD.sphere.model_copy(update={"number": Prior(value=0.0)})})
+    columns = draw(1, 2, lonely)
+    assert not columns["n_sub"].any() and not columns["f_sub"].any() and columns["sub_theta_E"].shape == (2, 0)
 
 
 def test_vortices_have_the_length_the_mass_and_all_directions():
@@ -101,10 +106,19 @@ def test_strength_is_a_factor_on_the_mass_alone(kind):
 def test_share_inside_is_the_integral(x1, y1, x2, y2, radius):
     if (x1, y1) == (x2, y2):
         return
-    ends = np.array([[x1, y1], [x2, y2]])
-    part = (np.arange(200_000) + 0.5)[:, None] / 200_000
-    numeric = (np.hypot(*(ends[0] + part * (ends[1] - ends[0])).T) < radius).mean()
-    assert substructure.share_inside(ends, radius) == pytest.approx(numeric, abs=2e-5)
+    part = (np.arange(200_000) + 0.5) / 200_000
+    numeric = (np.hypot(x1 + part * (x2 - x1), y1 + part * (y2 - y1)) < radius).mean()
+    assert share_inside([[x1, y1], [x2, y2]], radius) == pytest.approx(numeric, abs=2e-5)
+
+
+def share_inside(ends, radius: float) -> float:
+    (x1, y1), (x2, y2) = np.array(ends, dtype=float)[:, :, None]
+    return substructure.share_inside(x1, y1, x2, y2, np.array([radius])).item()
+
+
+def mass_inside(columns, *circle: float) -> np.ndarray:
+    num = len(columns["sub_x"])
+    return substructure.mass_inside(columns, *(np.full(num, value) for value in circle))
 
 
 @pytest.mark.parametrize(
@@ -119,16 +133,17 @@ def test_share_inside_is_the_integral(x1, y1, x2, y2, radius):
     ],
 )
 def test_share_inside_by_hand(ends, share):
-    assert substructure.share_inside(np.array(ends, dtype=float), 1.0) == pytest.approx(share)
+    assert share_inside(ends, 1.0) == pytest.approx(share)
 
 
 def test_mass_inside_a_circle_off_centre():
-    truth = dict(substructure.NONE) | {
-        "sub_x": np.array([0.0, 1.0, 0.4]),
-        "sub_y": np.array([0.0, 1.0, 0.0]),
-        "sub_theta_E": np.array([0.1, 0.2, 0.3]),
+    columns = substructure.none(1) | {
+        "sub_x": np.array([[0.0, 1.0, 0.4]]),
+        "sub_y": np.array([[0.0, 1.0, 0.0]]),
+        "sub_theta_E": np.array([[0.1, 0.2, 0.3]]),
     }
-    assert substructure.mass_inside(truth, 0.5, (0.0, 0.0)) == pytest.approx(0.01 + 0.09)
-    assert substructure.mass_inside(truth, 0.5, (1.0, 1.0)) == pytest.approx(0.04)
-    truth |= {"vortex_theta_E": 0.2, "vortex_x1": 1.0, "vortex_y1": 1.0, "vortex_x2": 2.0, "vortex_y2": 1.0}
-    assert substructure.mass_inside(truth, 0.5, (1.0, 1.0)) == pytest.approx(0.04 + 0.02)
+    assert mass_inside(columns, 0.5, 0.0, 0.0) == pytest.approx(0.01 + 0.09)
+    assert mass_inside(columns, 0.5, 1.0, 1.0) == pytest.approx(0.04)
+    string = {"vortex_theta_E": 0.2, "vortex_x1": 1.0, "vortex_y1": 1.0, "vortex_x2": 2.0, "vortex_y2": 1.0}
+    columns |= {name: np.array([value]) for name, value in string.items()}
+    assert mass_inside(columns, 0.5, 1.0, 1.0) == pytest.approx(0.04 + 0.02)

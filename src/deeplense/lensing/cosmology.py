@@ -71,3 +71,10 @@ def mass_to_theta_E(mass: Number, distances: Distances) -> Number:
 def theta_E_to_mass(theta_E: Number, distances: Distances) -> Number:
     """Projected mass in Msun inside an Einstein radius in arcsec (any shape)."""
     return theta_E**2 * mass_of_unit_theta_E(distances)
+
+
+def closure_density(z: float, H0: float = 70.0, Om0: float = 0.3, Ob0: float = 0.05) -> float:
+    """Critical density of a flat LambdaCDM universe at redshift ``z``, 3 H(z)^2 / (8 pi G), in Msun per Mpc^3."""
+    from astropy.cosmology import FlatLambdaCDM
+
+    return float(FlatLambdaCDM(H0=H0, Om0=Om0, Ob0=Ob0).critical_density(z).to_value("Msun / Mpc3"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deeplense.lensing.cosmology import Number
-from deeplense.lensing.deflection import _image, ellipticity_to_axis_ratio
+from deeplense.lensing.deflection import _image, ellipticity_to_axis_ratio, rotate
 
 # A cusp is flattened inside this radius, as lenstronomy does: the profile's gradient is infinite at the centre.
 CORE = 1e-4
@@ -66,6 +67,44 @@ def sersic_flux(amplitude: Tensor, R_sersic: Tensor, n_sersic: Tensor) -> Tensor
     b = sersic_b(n_sersic)
     log_shape = b - 2 * n_sersic * torch.log(b) + torch.lgamma(2 * n_sersic)
     return amplitude * R_sersic**2 * 2 * torch.pi * n_sersic * torch.exp(log_shape)
+
+
+def interpolate(
+    x: Tensor,
+    y: Tensor,
+    images: Tensor,
+    index: Tensor,
+    pixel_scale: Tensor,
+    angle: Tensor,
+    center_x: Tensor,
+    center_y: Tensor,
+    flux: Tensor,
+) -> Tensor:
+    """Surface brightness of an observed galaxy, between its pixels; zero outside its image.
+
+    Linear between the centres of four pixels, so that it is nowhere negative. Rays that lie farther apart than the
+    pixels of a galaxy miss some of them: give such a galaxy larger pixels, or trace more rays.
+
+    Args:
+        x, y: positions (source plane for a lensed galaxy), arcsec, shape (H, W) or (B, H, W).
+        images: galaxies of total flux 1 with their centre in the middle, shape (N, S, S); rows grow upward.
+        index: which of them is in each picture, int64, shape (B,).
+        pixel_scale: arcsec that a pixel of the galaxy takes, shape (B,); another than the observed one resizes it.
+        angle: by which the galaxy is turned, counter-clockwise (from x to y), radian, shape (B,).
+        center_x, center_y: arcsec, shape (B,).
+        flux: of the whole galaxy, any unit, shape (B,).
+
+    Returns:
+        Surface brightness in the unit of ``flux`` per arcsec^2, shape (B, H, W).
+    """
+    # grid_sample counts from -1 to 1 between the centres of the outermost pixels.
+    unit = 2 / (pixel_scale * (images.shape[-1] - 1))
+    numbers = (unit * torch.cos(angle), unit * torch.sin(angle), center_x, center_y, flux / pixel_scale**2)
+    cos, sin, center_x, center_y, peak = _image(*numbers)
+    column, row = rotate(x - center_x, y - center_y, cos, sin)
+    chosen = images[index, None].to(column)
+    grid = torch.stack((column, row), dim=-1)
+    return peak * F.grid_sample(chosen, grid, mode="bilinear", padding_mode="zeros", align_corners=True)[:, 0]
 
 
 def magnitude_to_counts(magnitude: Number, magnitude_zero_point: float) -> Number:

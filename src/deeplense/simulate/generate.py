@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -16,42 +16,40 @@ from torch import Tensor
 from deeplense import __version__
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
-from deeplense.lensing.cosmology import angular_diameter_distances, theta_E_to_mass
 from deeplense.simulate import preset as presets
-from deeplense.simulate import scene
-from deeplense.simulate.preset import Preset
-from deeplense.simulate.render import photograph
+from deeplense.simulate import scene, survey, truth
+from deeplense.simulate.preset import Preset, World
+from deeplense.simulate.render import photograph, render, scale
 from deeplense.simulate.scene import Scenes
-from deeplense.simulate.substructure import Truth
+from deeplense.simulate.substructure import Columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
-# Images are always rendered in these blocks, 16 of each class, whatever was asked for: vector units round the last
-# bit differently for another place in a batch, and an image must be the same alone and in any shard.
+# Images are always rendered in these blocks, whatever was asked for: vector units round the last bit differently for
+# another place in a batch, and an image must be the same alone and in any shard. 48 images stay in the cache.
 BLOCK = 48
 # Raised with every change of the code that changes images, so that a set is not continued with others.
-PIXELS = 1
-# Where their number varies, haloes are padded to a multiple of this: few shapes occur, and compiled code is reused.
-HALO_STEP = 20
+PIXELS = 2
 
 
 class Simulator:
     """Draws image ``index`` of a preset; the same (preset, fidelity, seed, index) is always the same image.
 
     Args:
-        preset: name of a preset (``deeplense simulate --list``), or a :class:`Preset`.
+        preset: name of a preset (``deeplense simulate --list``), path of one's own, or a :class:`Preset`.
         fidelity: one of the preset's worlds, ``physical`` or ``published``.
         seed: names the sequence of images.
         strength: factor on the mass of all substructure; 1 is the preset's own.
-        device: where rays are traced. Noise is always drawn on the CPU.
+        device: where images are rendered.
         compile: use ``torch.compile``: some seconds of set-up, then several times faster. Noiseless values agree
             with the ordinary engine to rounding (2e-5 of the peak), not to the bit.
+        settings: values of the preset to be changed, by dotted name: ``{"positive_fraction": 0.05}``.
 
     Raises:
-        ConfigError: an unknown preset or fidelity, a negative seed or strength, or a device that is not there.
+        ConfigError: an unknown preset, fidelity or setting, a negative seed or strength, or a device that is not there.
     """
 
     def __init__(
@@ -62,30 +60,40 @@ class Simulator:
         strength: float = 1.0,
         device: str = "cpu",
         compile: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if seed < 0 or strength <= 0:
             raise ConfigError(f"seed={seed}, strength={strength}: the seed is 0 or more, the strength above 0")
-        self.preset = presets.load(preset) if isinstance(preset, str) else preset
+        given = presets.load(preset) if isinstance(preset, str) else preset
+        self.preset = given.changed(fidelity, settings) if settings else given
+        self._recipe = {"preset": preset, "fidelity": fidelity, "seed": seed, "strength": strength, "device": device}
+        self._recipe |= {"compile": compile, "settings": settings}
         self.world = self.preset.world(fidelity)
+        self.exposure = self.world.observation.exposure(self.preset.pixel_scale)
         self.fidelity, self.seed, self.strength, self.device = fidelity, seed, strength, _usable(device)
+        self.settings = dict(settings or {})
         self.engine = "compiled" if compile and can_compile() else "eager"
         self._photograph: Callable[..., tuple[Tensor, Tensor]] = (
             torch.compile(photograph, dynamic=False) if self.engine == "compiled" else photograph
         )
-        self._mass = angular_diameter_distances(self.preset.z_lens, self.preset.z_source)
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self._cached_block = lru_cache(maxsize=2)(self.block)
+        self._cached_groups = lru_cache(maxsize=2)(self.groups)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; image ``index`` is of class ``index % 3``."""
+        """Class names; of lenses with substructure, image ``index`` is of class ``index % 3``."""
         return self.preset.classes
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image."""
-        return 1, self.preset.num_pix, self.preset.num_pix
+        return len(self.exposure.bands), self.preset.num_pix, self.preset.num_pix
+
+    def recipe(self) -> dict[str, Any]:
+        """The arguments that make this simulator again, in another process too."""
+        return dict(self._recipe)
 
     def provenance(self) -> dict[str, Any]:
         """What makes these images, in plain values: enough to make them again."""
@@ -99,34 +107,62 @@ class Simulator:
             "strength": self.strength,
             "engine": self.engine,
             "device": self.device,
+            "settings": self.settings,
+            "bands": list(self.exposure.bands),
         }
 
-    def truth(self, index: int) -> Truth:
-        """The parameters of one image, without rendering it."""
-        kind = index % len(self.classes)
-        rng = scene.generator(self.seed, index, scene.SCENE)
-        return scene.draw(self.preset, self.world, kind, self.strength, rng)
+    def groups(self, number: int) -> list[Columns]:
+        """The parameters of a block's images, in groups that are rendered together: one for each class of substructure.
+
+        Image ``i`` of the block is number ``i // len(groups)`` of group ``i % len(groups)``.
+        """
+        if not isinstance(self.world, World):
+            rng = scene.generator(self.seed, number, 0, scene.SCENE)
+            return [survey.draw(self.world, BLOCK, rng) | self.exposure.draw(BLOCK, rng)]
+        kinds = range(len(self.classes))
+        draw = partial(scene.draw, self.preset, self.world)
+        size = BLOCK // len(kinds)
+        return [
+            draw(kind, size, self.strength, scene.generator(self.seed, number, kind, scene.SCENE)) for kind in kinds
+        ]
+
+    def truth(self, index: int) -> dict[str, Any]:
+        """The parameters of one image, without rendering it: numbers, and arrays of its haloes."""
+        groups = self._cached_groups(index // BLOCK)
+        place = index % BLOCK
+        return truth.row(groups[place % len(groups)], place // len(groups))
+
+    def noiseless(self, index: Sequence[int] | np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
+        """Mean electrons per second and pixel of any images behind the PSF, without sky, shape (N, C, H, W)."""
+        images = np.empty((len(index), *self.shape), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
+        for row, i in enumerate(np.asarray(index).tolist()):
+            groups = self._cached_groups(i // BLOCK)
+            kind, place = i % BLOCK % len(groups), i % BLOCK // len(groups)
+            scenes = Scenes.of(scene.select(groups[kind], slice(place, place + 1)), dtype, self.device)
+            images[row] = render(scenes, self.preset, self.world, self.exposure, kind)[0].cpu().numpy()
+        return images
 
     def block(self, number: int) -> LensSet:
         """Images ``BLOCK * number`` and on, as many as a block holds."""
-        index = np.arange(BLOCK * number, BLOCK * (number + 1))
-        truths = [self.truth(int(i)) for i in index]
+        groups = self.groups(number)
         # Random numbers are drawn outside the interpreter's lock: threads share the work.
-        noise = list(self._pool.map(partial(self._noise, number), range(len(self.classes))))
+        noise = list(self._pool.map(partial(self._noise, number), range(len(groups)), map(_size, groups)))
         images = np.empty((BLOCK, *self.shape), dtype=np.float32)
         snr = np.empty(BLOCK)
-        for kind in range(len(self.classes)):
-            rows = np.flatnonzero(index % len(self.classes) == kind)
-            scenes = self._stack([truths[i] for i in rows])
+        for kind, columns in enumerate(groups):
+            rows = slice(kind, None, len(groups))
+            scenes = Scenes.of(columns, device=self.device)
             layers = noise[kind].to(self.device)
-            image, ratio = self._photograph(scenes, self.preset, self.world.observation, kind, layers)
-            images[rows, 0], snr[rows] = image.cpu().numpy(), ratio.cpu().numpy()
+            image, ratio = self._photograph(scenes, self.preset, self.world, self.exposure, kind, layers)
+            images[rows], snr[rows] = image.cpu().numpy(), ratio.cpu().numpy()
+        if not isinstance(self.world, World):
+            images = self._spoil(images, groups[0], number)
         return LensSet(
             images=images,
-            name=[f"{i:08d}" for i in index],
-            label=index % len(self.classes),
+            name=[f"{i:08d}" for i in range(BLOCK * number, BLOCK * (number + 1))],
+            label=self._label(groups),
             classes=self.classes,
-            params=self._table(truths, snr),
+            params=self._table(groups, snr),
             pixel_scale=self.preset.pixel_scale,
             provenance=self.provenance(),
         )
@@ -144,30 +180,32 @@ class Simulator:
             block = self.block(number)
             yield block if high - low == BLOCK else block.select(np.arange(low, high) % BLOCK)
 
-    def _stack(self, truths: list[Truth]) -> Scenes:
-        most = max(len(t["sub_x"]) for t in truths)
-        step = 1 if self.world.sphere.number.value is not None else HALO_STEP
-        return Scenes.stack(truths, -(-most // step) * step, device=self.device)
+    def _label(self, groups: list[Columns]) -> np.ndarray:
+        if len(groups) == 1:
+            return groups[0]["label"].astype(np.int64)
+        return np.arange(BLOCK) % len(groups)
 
-    def _noise(self, number: int, kind: int) -> Tensor:
-        """Standard normal deviates for the images of one kind in a block, shape (layers, B, H, W).
+    def _table(self, groups: list[Columns], snr: np.ndarray) -> pa.Table:
+        bands = self.exposure.bands
+        if not isinstance(self.world, World):
+            groups = [survey.truth_columns(columns, bands) for columns in groups]
+        return truth.table(groups, snr, self.preset, bands)
 
-        The first layer is for photons, the second, where there is one, for read-out.
-        """
+    def _spoil(self, electrons: np.ndarray, columns: Columns, number: int) -> np.ndarray:
+        """Flaws of the detector in the few images that have one, and the preset's scaling."""
+        rng = scene.generator(self.seed, number, 0, scene.FLAWS)
+        survey.spoil(electrons, columns, self.preset.pixel_scale, rng)
+        return scale(torch.from_numpy(electrons)).numpy() if self.exposure.scaling == "minmax" else electrons
+
+    def _noise(self, number: int, kind: int, size: int) -> Tensor:
+        """Standard normal deviates for a group of images, shape (layers, B, C, H, W): see ``Exposure.num_layers``."""
         seed = np.random.SeedSequence([self.seed, number, kind, scene.NOISE]).generate_state(1)
-        layers = 2 if self.world.observation.read_noise else 1
-        deviates = torch.empty(layers, BLOCK // len(self.classes), *self.shape[1:])
+        deviates = torch.empty(self.exposure.num_layers, size, *self.shape)
         return deviates.normal_(generator=torch.Generator().manual_seed(int(seed[0])))
 
-    def _table(self, truths: list[Truth], snr: np.ndarray) -> pa.Table:
-        """The truth of each image as a table: scalars, and lists for the subhaloes."""
-        import pyarrow as pa
 
-        columns = {name: [t[name] for t in truths] for name in truths[0]}
-        columns["M_sub"] = [theta_E_to_mass(t["sub_theta_E"], self._mass) for t in truths]
-        columns["vortex_mass"] = [theta_E_to_mass(t["vortex_theta_E"], self._mass) for t in truths]
-        columns["snr"] = list(snr)
-        return pa.table({name: pa.array(values) for name, values in columns.items()})
+def _size(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
 
 
 @cache

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Discriminator, Tag, ValidationError, model_validator
 
 from deeplense.errors import ConfigError, did_you_mean
-from deeplense.simulate.priors import PriorField
+from deeplense.simulate.observation import Observation, Table
+from deeplense.simulate.priors import Prior, PriorField
+from deeplense.simulate.survey import SurveyWorld
 
-
-class Table(BaseModel):
-    """A table of a preset file; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+ZERO = Prior(value=0.0)
 
 
 class LensPriors(Table):
-    """A singular isothermal ellipsoid at the origin with external shear; radii in arcsec, angles in radian."""
+    """A singular isothermal ellipsoid at the origin with external shear; radii in arcsec, angles in radian.
+
+    Attributes:
+        a_3, phi_3, a_4, phi_4: strength and direction of its third- and fourth-order multipoles, as lenstronomy's
+            MULTIPOLE for a lens of ``theta_E = 1``: the strength is a share of theta_E.
+    """
 
     theta_E: PriorField
     q: PriorField
@@ -28,34 +33,60 @@ class LensPriors(Table):
     phi_gamma: PriorField
     center_x: PriorField
     center_y: PriorField
+    a_3: PriorField = ZERO
+    phi_3: PriorField = ZERO
+    a_4: PriorField = ZERO
+    phi_4: PriorField = ZERO
 
 
 class SourcePriors(Table):
-    """A Sersic galaxy at distance ``offset`` (arcsec) and direction ``offset_angle`` from the line of sight."""
+    """A Sersic galaxy ``offset`` (arcsec, in the direction ``offset_angle``) from (``center_x``, ``center_y``)."""
 
     magnitude: PriorField
     R_sersic: PriorField
     n_sersic: PriorField
     q: PriorField
     phi: PriorField
-    offset: PriorField
-    offset_angle: PriorField
+    offset: PriorField = ZERO
+    offset_angle: PriorField = ZERO
+    center_x: PriorField = ZERO
+    center_y: PriorField = ZERO
 
 
 class Sphere(Table):
-    """Subhaloes as point masses.
+    """Subhaloes.
 
     Attributes:
-        number: how many.
-        mass: of each; Msun, or any relative unit if ``f_sub`` is given.
-        f_sub: their summed share of the lens's mass; the masses are scaled to it.
+        profile: "point" masses, "nfw", or "tnfw" (truncated NFW).
+        number: how many; or
+        sigma_sub: normalisation of the mass function at 1e8 Msun, 1/kpc^2, for a ``power_law`` of masses.
+        mass: of each, Msun; any unit if ``f_sub`` is given.
+        f_sub: their summed share of the lens's mass inside theta_E; the masses are scaled to it.
+        lens_mass: Msun inside theta_E that masses are compared with; the real one if not given.
+        half_mode_mass: of warm dark matter, Msun; 0 is cold.
+        concentration_scatter: of NFW haloes, dex.
+        tau: truncation radius of ``tnfw`` over scale radius.
         radius: distance from the lens centre, arcsec.
     """
 
-    number: PriorField
+    profile: Literal["point", "nfw", "tnfw"] = "point"
+    number: PriorField | None = None
+    sigma_sub: PriorField | None = None
     mass: PriorField
-    f_sub: PriorField
+    f_sub: PriorField | None = None
+    lens_mass: float | None = None
+    half_mode_mass: PriorField = ZERO
+    concentration_scatter: float = 0.0
+    tau: PriorField = Prior(value=10.0)
     radius: PriorField
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sphere:
+        if (self.number is None) == (self.sigma_sub is None):
+            raise ValueError("give either number or sigma_sub")
+        if self.sigma_sub is not None and (self.mass.power_law is None or self.radius.disc is None):
+            raise ValueError("sigma_sub needs a mass = { power_law = ... } and a radius = { disc = ... }")
+        return self
 
 
 class Vortex(Table):
@@ -63,42 +94,24 @@ class Vortex(Table):
 
     Attributes:
         f_sub: its share of the lens's mass.
-        length: arcsec.
+        length: arcsec; or
+        log10_m_axion: of the axion, in eV, whose de Broglie wavelength makes the length.
         phi: direction of the string, radian.
         offset, offset_angle: where its middle lies from the lens centre, arcsec and radian.
     """
 
     f_sub: PriorField
-    length: PriorField
+    length: PriorField | None = None
+    log10_m_axion: PriorField | None = None
     phi: PriorField
-    offset: PriorField
-    offset_angle: PriorField
+    offset: PriorField = ZERO
+    offset_angle: PriorField = ZERO
 
-
-class Observation(Table):
-    """The telescope and its exposure.
-
-    Attributes:
-        psf_fwhm: arcsec, Gaussian.
-        psf_radius: pixels at which the PSF is cut off.
-        exposure_time: of one exposure, s.
-        num_exposures: how many are added.
-        sky_brightness: mag/arcsec^2.
-        magnitude_zero_point: magnitude of one electron per second.
-        read_noise: electrons, of one exposure.
-        supersampling: rays per pixel and axis.
-        scaling: "minmax" maps each image to [0, 1]; "electrons" keeps electrons above the mean sky.
-    """
-
-    psf_fwhm: PriorField
-    psf_radius: int
-    exposure_time: float
-    num_exposures: int = 1
-    sky_brightness: float
-    magnitude_zero_point: float
-    read_noise: float = 0.0
-    supersampling: int = 1
-    scaling: Literal["minmax", "electrons"]
+    @model_validator(mode="after")
+    def _one_length(self) -> Vortex:
+        if (self.length is None) == (self.log10_m_axion is None):
+            raise ValueError("give either length or log10_m_axion")
+        return self
 
 
 class World(Table):
@@ -107,6 +120,7 @@ class World(Table):
     Attributes:
         about: one line on what this fidelity is for.
         is_mass_matched: lower the macro lens so that the mass inside theta_E is the same with and without substructure.
+        sphere, vort: the substructure of the second and of the third class.
     """
 
     about: str
@@ -114,27 +128,35 @@ class World(Table):
     lens: LensPriors
     source: SourcePriors
     sphere: Sphere
-    vort: Vortex
+    vort: Vortex | Sphere
     observation: Observation
 
 
+def _family(world: Any) -> str:
+    is_survey = "kinds" in world if isinstance(world, dict) else isinstance(world, SurveyWorld)
+    return "survey" if is_survey else "lenses"
+
+
+AnyWorld = Annotated[Annotated[World, Tag("lenses")] | Annotated[SurveyWorld, Tag("survey")], Discriminator(_family)]
+
+
 class Preset(Table):
-    """A preset file: the image geometry and one :class:`World` for each fidelity.
+    """A preset file: the image geometry and one world for each fidelity.
 
     Attributes:
-        classes: names in the order none, sphere, vort; image k is of class k modulo their number.
+        classes: names; none, sphere, vort, of which image k has number k modulo three; or non-lens, lens for a survey.
     """
 
     name: str
     title: str
-    classes: tuple[str, str, str]
+    classes: tuple[str, ...]
     num_pix: int
     pixel_scale: float
-    z_lens: float
-    z_source: float
-    fidelities: dict[str, World]
+    z_lens: float = 0.5
+    z_source: float = 1.0
+    fidelities: dict[str, AnyWorld]
 
-    def world(self, fidelity: str) -> World:
+    def world(self, fidelity: str) -> World | SurveyWorld:
         """The priors of a fidelity.
 
         Raises:
@@ -144,6 +166,34 @@ class Preset(Table):
             raise ConfigError(f"{self.name} has no fidelity {fidelity!r}; {did_you_mean(fidelity, self.fidelities)}")
         return self.fidelities[fidelity]
 
+    def changed(self, fidelity: str, settings: Mapping[str, Any]) -> Preset:
+        """The same preset with other values, by dotted names inside of the fidelity (``lens.q``, ``kinds.star``).
+
+        ``num_pix`` and ``pixel_scale`` are the image's own.
+
+        Raises:
+            ConfigError: a name or a value that the preset does not take.
+        """
+        values = self.model_dump(exclude_unset=True)
+        world = self.world(fidelity).model_dump(exclude_unset=True)
+        for key, value in settings.items():
+            _set(values if key in ("num_pix", "pixel_scale") else world, key, value)
+        values["fidelities"] = values["fidelities"] | {fidelity: world}
+        return _validate(values, f"{self.name} with {', '.join(settings)}")
+
+
+def _set(table: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        if not isinstance(table.get(part), dict):
+            raise ConfigError(f"{key}: there is no table {part!r}; {did_you_mean(part, _tables(table))}")
+        table = table[part]
+    table[last] = value
+
+
+def _tables(table: dict[str, Any]) -> list[str]:
+    return [name for name, value in table.items() if isinstance(value, dict)]
+
 
 def names() -> list[str]:
     """The presets that come with the package."""
@@ -151,18 +201,36 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Preset:
-    """Read a preset by name.
+    """Read a preset by its name, or a file of one's own by its path (ending in .toml).
 
     Raises:
         ConfigError: there is no such preset, or its file is faulty.
     """
+    if name.endswith(".toml"):
+        return _parse(Path(name), name)
     if name not in names():
         raise ConfigError(f"there is no preset {name!r}; {did_you_mean(name, names())}")
+    return _parse(_folder() / f"{name}.toml", f"preset {name}")
+
+
+def _parse(path: Path | resources.abc.Traversable, name: str) -> Preset:
     try:
-        return Preset.model_validate(tomllib.loads((_folder() / f"{name}.toml").read_text()))
+        return _validate(tomllib.loads(path.read_text()), name)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read as a preset: {error}") from error
+
+
+def _validate(values: dict[str, Any], name: str) -> Preset:
+    try:
+        return Preset.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"preset {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{name}: {'.'.join(_location(first['loc']))}: {first['msg']}") from error
+
+
+def _location(parts: Iterable[Any]) -> list[str]:
+    """The keys of the file; without the names by which pydantic tells alternatives apart."""
+    return [str(part) for part in parts if part not in ("lenses", "survey", "Vortex", "Sphere")]
 
 
 def _folder() -> resources.abc.Traversable:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from scipy.special import ndtr, ndtri
 
 Range = tuple[float, float]
 
 
 class Prior(BaseModel):
-    """One distribution: exactly one of the fields is given. A bare number in a preset means ``value``.
+    """One distribution: exactly one of the fields is given, and ``within`` beside it where a normal one is cut off.
+
+    A bare number in a preset means ``value``.
 
     Attributes:
         value: a constant.
         uniform: lowest and highest value.
         log_uniform: lowest and highest value, uniform in the logarithm.
         normal: mean and standard deviation.
+        log_normal: median and the standard deviation of the natural logarithm.
         disc: inner and outer radius, uniform over the area of the ring between them.
         power_law: slope s and range of p(x) ~ x^s.
+        number_counts: slope s and range of magnitudes, p(m) ~ 10^(s m).
         poisson: mean of a whole number.
+        within: lowest and highest value of a normal or log_normal prior; the rest of the distribution is left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,40 +37,90 @@ class Prior(BaseModel):
     uniform: Range | None = None
     log_uniform: Range | None = None
     normal: Range | None = None
+    log_normal: Range | None = None
     disc: Range | None = None
     power_law: tuple[float, float, float] | None = None
+    number_counts: tuple[float, float, float] | None = None
     poisson: float | None = None
+    within: Range | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Prior:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(f"a prior is one of {', '.join(type(self).model_fields)}; given {self.model_fields_set}")
+        kinds = self.model_fields_set - {"within"}
+        if len(kinds) != 1:
+            allowed = ", ".join(name for name in type(self).model_fields if name != "within")
+            raise ValueError(f"a prior is one of {allowed}; given {self.model_fields_set}")
+        if self.within is not None:
+            self._check_range(kinds.pop(), self.within)
         return self
+
+    def _check_range(self, kind: str, within: Range) -> None:
+        if kind not in _NORMALS:
+            raise ValueError(f"within cuts off a {' or '.join(_NORMALS)} prior; give a {kind} prior a range of its own")
+        if not within[0] < within[1] or (kind == "log_normal" and within[0] < 0):
+            raise ValueError(f"within={within}: give the lowest, then the highest value; log_normal ones are 0 or more")
+        low, high = _shares(kind, getattr(self, kind), within)
+        if high - low < 1e-6:
+            raise ValueError(f"within={within} leaves nothing of {kind} = {getattr(self, kind)}: widen the range")
 
     def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
         """One draw (float) or ``size`` of them (float64, shape (size,)).
 
         Every kind but a constant takes its draws from the generator in the same order, whatever came before.
         """
-        ((kind, given),) = self.model_dump(exclude_unset=True).items()
+        kind, given = self._kind
         if kind == "value":
             return given if size is None else np.full(size, given)
+        if self.within is not None:
+            return self._cut_off(rng.uniform(size=size))
         if kind == "normal":
-            mean, deviation = given
-            return rng.normal(mean, deviation, size)
+            return rng.normal(given[0], given[1], size)
+        if kind == "log_normal":
+            return rng.lognormal(math.log(given[0]), given[1], size)
         if kind == "poisson":
             return rng.poisson(given, size=size)
         return _QUANTILES[kind](rng.uniform(size=size), *given)
 
+    @cached_property
+    def _kind(self) -> tuple[str, Any]:
+        """The kind of the prior and its numbers. Looked up once: a scene takes many draws from the same few priors."""
+        (kind,) = self.model_fields_set - {"within"}
+        return kind, getattr(self, kind)
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        """The shares of a normal or log_normal prior below the edges of ``within``."""
+        assert self.within is not None
+        return _shares(*self._kind, self.within)
+
+    def _cut_off(self, u: Any) -> Any:
+        kind, (center, deviation) = self._kind
+        low, high = self._range
+        deviate = ndtri(low + u * (high - low)) * deviation
+        value = center * np.exp(deviate) if kind == "log_normal" else center + deviate
+        # Rounding could step over an edge.
+        return np.minimum(np.maximum(value, self.within[0]), self.within[1]) if self.within else value
+
+    @property
+    def low(self) -> float:
+        """What no draw is below; minus infinity for a whole normal prior."""
+        kind, given = self._kind
+        if self.within is not None:
+            return self.within[0]
+        ends = {"value": given, "normal": -math.inf, "log_normal": 0.0, "poisson": 0.0}
+        if kind in ends:
+            return float(ends[kind])
+        return float(given[-2])
+
     @property
     def mean(self) -> float:
-        """The expected value of a constant, uniform, normal or Poisson prior."""
-        ((kind, given),) = self.model_dump(exclude_unset=True).items()
+        """The expected value of a constant, uniform, Poisson, or whole normal prior."""
+        kind, given = self._kind
         if kind in ("value", "poisson"):
             return float(given)
-        if kind in ("uniform", "normal"):
-            return given[0] if kind == "normal" else (given[0] + given[1]) / 2
-        raise ValueError(f"no mean is defined for a {kind} prior")
+        if kind in ("uniform", "normal") and self.within is None:
+            return float(given[0] if kind == "normal" else (given[0] + given[1]) / 2)
+        raise ValueError(f"no mean is defined for a {kind} prior{' that is cut off' if self.within else ''}")
 
 
 def _power_law(u: Any, slope: float, low: float, high: float) -> Any:
@@ -73,11 +130,29 @@ def _power_law(u: Any, slope: float, low: float, high: float) -> Any:
     return (low**k + u * (high**k - low**k)) ** (1 / k)
 
 
+def _number_counts(u: Any, slope: float, low: float, high: float) -> Any:
+    if slope == 0:
+        return low + u * (high - low)
+    k = slope * math.log(10)
+    return low + np.log1p(u * np.expm1(k * (high - low))) / k
+
+
+def _shares(kind: str, given: Range, within: Range) -> Range:
+    """How much of a normal distribution, of the value or of its logarithm, lies below each of two edges."""
+    if kind == "normal":
+        low, high = ((edge - given[0]) / given[1] for edge in within)
+    else:
+        low, high = ((math.log(edge / given[0]) if edge else -math.inf) / given[1] for edge in within)
+    return float(ndtr(low)), float(ndtr(high))
+
+
+_NORMALS = ("normal", "log_normal")
 _QUANTILES: dict[str, Any] = {
     "uniform": lambda u, low, high: low + u * (high - low),
     "log_uniform": lambda u, low, high: np.exp(math.log(low) + u * math.log(high / low)),
     "disc": lambda u, inner, outer: np.sqrt(inner**2 + u * (outer**2 - inner**2)),
     "power_law": _power_law,
+    "number_counts": _number_counts,
 }
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeplense.lensing import deflection, light, observe, raytrace
+from deeplense.lensing import deflection, haloes, light, multipole, observe, raytrace
 from deeplense.lensing.deflection import Deflection
-from deeplense.simulate.preset import Observation, Preset
+from deeplense.simulate import survey
+from deeplense.simulate.observation import Exposure
+from deeplense.simulate.preset import Preset, Sphere, Vortex, World
 from deeplense.simulate.scene import Scenes
 
 
-def deflect(scenes: Scenes, theta_x: Tensor, theta_y: Tensor, kind: int) -> list[Deflection]:
+def deflect(scenes: Scenes, world: World, kind: int, theta_x: Tensor, theta_y: Tensor) -> list[Deflection]:
     """The deflections of the smooth lens and of one kind of substructure, arcsec, shape (B, H, W) each."""
     s = scenes
     macro = (s["theta_E_macro"], s["e1"], s["e2"], s["center_x"], s["center_y"])
@@ -19,62 +21,94 @@ def deflect(scenes: Scenes, theta_x: Tensor, theta_y: Tensor, kind: int) -> list
         deflection.deflect_sie(theta_x, theta_y, *macro),
         deflection.deflect_shear(theta_x, theta_y, s["gamma1"], s["gamma2"]),
     ]
-    if kind == 1:
-        fields.append(deflection.deflect_points(theta_x, theta_y, s["sub_theta_E"], s["sub_x"], s["sub_y"]))
-    if kind == 2:
-        ends = (s["vortex_x1"], s["vortex_y1"], s["vortex_x2"], s["vortex_y2"])
-        fields.append(deflection.deflect_string(theta_x, theta_y, s["vortex_theta_E"], *ends))
+    for m in (3, 4):
+        if getattr(world.lens, f"a_{m}").value != 0:
+            strength = s[f"a_{m}"] * s["theta_E_macro"]
+            center = s["center_x"], s["center_y"]
+            fields.append(multipole.deflect_multipole(theta_x, theta_y, m, strength, s[f"phi_{m}"], *center))
+    if kind:
+        fields.append(_deflect_substructure(s, world.sphere if kind == 1 else world.vort, theta_x, theta_y))
     return fields
 
 
-def render(scenes: Scenes, preset: Preset, observation: Observation, kind: int) -> Tensor:
-    """Mean source electrons per second and pixel behind the PSF, shape (B, H, W)."""
-    s, rays = scenes, observation.supersampling
-    dtype, device = s["theta_E"].dtype, s["theta_E"].device
-    theta_x, theta_y = raytrace.make_grid(preset.num_pix, preset.pixel_scale, rays, dtype, device)
-    beta_x, beta_y = raytrace.trace(theta_x, theta_y, *deflect(scenes, theta_x, theta_y, kind))
-    counts = light.magnitude_to_counts(s["magnitude"], observation.magnitude_zero_point) * preset.pixel_scale**2
+def _deflect_substructure(s: Scenes, priors: Sphere | Vortex, theta_x: Tensor, theta_y: Tensor) -> Deflection:
+    if isinstance(priors, Vortex):
+        ends = (s["vortex_x1"], s["vortex_y1"], s["vortex_x2"], s["vortex_y2"])
+        return deflection.deflect_string(theta_x, theta_y, s["vortex_theta_E"], *ends)
+    place = s["sub_x"], s["sub_y"]
+    if priors.profile == "point":
+        return deflection.deflect_points(theta_x, theta_y, s["sub_theta_E"], *place)
+    if priors.profile == "nfw":
+        return haloes.deflect_nfw(theta_x, theta_y, s["sub_alpha_Rs"], s["sub_Rs"], *place)
+    return haloes.deflect_tnfw(theta_x, theta_y, s["sub_alpha_Rs"], s["sub_Rs"], s["sub_r_trunc"], *place)
+
+
+def draw_light(scenes: Scenes, preset: Preset, world: World, exposure: Exposure, kind: int) -> Tensor:
+    """Mean electrons per second and pixel of the lensed source before the PSF, shape (B, 1, H, W)."""
+    s, rays = scenes, exposure.supersampling
+    theta = raytrace.make_grid(preset.num_pix, preset.pixel_scale, rays, s["theta_E"].dtype, s["theta_E"].device)
+    beta = raytrace.trace(*theta, *deflect(s, world, kind, *theta))
+    counts = light.magnitude_to_counts(s["magnitude"], exposure.zero_point[0]) * preset.pixel_scale**2
     amplitude = counts / light.sersic_flux(torch.ones_like(counts), s["R_sersic"], s["n_sersic"])
     shape = (s["R_sersic"], s["n_sersic"], s["source_e1"], s["source_e2"], s["source_x"], s["source_y"])
-    image = raytrace.bin_pixels(light.sersic(beta_x, beta_y, amplitude, *shape), rays)
-    sigma = s["psf_fwhm"] * (observe.FWHM_TO_SIGMA / preset.pixel_scale)
-    return observe.blur_gaussian(image, sigma, observation.psf_radius)
+    return raytrace.bin_pixels(light.sersic(*beta, amplitude, *shape), rays)[:, None]
 
 
-def sky_counts(preset: Preset, observation: Observation) -> float:
-    """Mean sky electrons per second and pixel."""
-    counts = light.magnitude_to_counts(observation.sky_brightness, observation.magnitude_zero_point)
-    return counts * preset.pixel_scale**2
+def render(scenes: Scenes, preset: Preset, world: World | survey.SurveyWorld, exposure: Exposure, kind: int) -> Tensor:
+    """Mean electrons per second and pixel behind the PSF, shape (B, C, H, W)."""
+    if isinstance(world, World):
+        return blur(draw_light(scenes, preset, world, exposure, kind), scenes, preset, exposure)
+    return blur(survey.render(scenes, preset, exposure), scenes, preset, exposure)
+
+
+def blur(image: Tensor, scenes: Scenes, preset: Preset, exposure: Exposure) -> Tensor:
+    """Convolve each image and band with its PSF, shape (B, C, H, W)."""
+    if exposure.psf_kernel is not None:
+        return observe.blur(image, exposure.psf_kernel.to(image)[None])
+    fwhm = scenes["psf_fwhm"].flatten() / preset.pixel_scale
+    if exposure.psf_beta is not None:
+        kernel = observe.moffat_kernel(fwhm, exposure.psf_beta, exposure.psf_radius)
+        return observe.blur(image, kernel.unflatten(0, image.shape[:2]))
+    return observe.blur_gaussian(image.flatten(0, 1), fwhm * observe.FWHM_TO_SIGMA, exposure.psf_radius).view_as(image)
 
 
 def photograph(
-    scenes: Scenes, preset: Preset, observation: Observation, kind: int, noise: Tensor
+    scenes: Scenes, preset: Preset, world: World | survey.SurveyWorld, exposure: Exposure, kind: int, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """:func:`render`, then :func:`expose`: what a simulator does with scenes of one kind, in one piece to compile."""
-    return expose(render(scenes, preset, observation, kind), preset, observation, noise)
+    image, snr = expose(render(scenes, preset, world, exposure, kind), scenes, exposure, noise)
+    # What a survey's detector spoils comes before the scaling.
+    return scale(image) if exposure.scaling == "minmax" and isinstance(world, World) else image, snr
 
 
-def expose(image: Tensor, preset: Preset, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:
+def expose(image: Tensor, scenes: Scenes, exposure: Exposure, noise: Tensor) -> tuple[Tensor, Tensor]:
     """One observation of the noiseless image, and its signal-to-noise ratio.
 
     Args:
-        image: electrons per second, shape (B, H, W).
-        noise: standard normal deviates for photons and, where there is read noise, for it, shape (1 or 2, B, H, W).
+        image: electrons per second, shape (B, C, H, W).
+        noise: standard normal deviates, shape (layers, B, C, H, W): see ``Exposure.num_layers``.
 
     Returns:
-        image as the preset scales it, shape (B, H, W), and the total S/N of the lensed source, shape (B,).
+        electrons above the mean sky, shape (B, C, H, W), and the total S/N of the image, shape (B,).
     """
-    exposure = observation.exposure_time * observation.num_exposures
-    sky = sky_counts(preset, observation) * exposure
-    mean = image * exposure + sky
-    electrons = observe.poisson(mean, noise[0], least=sky)
-    variance = mean
-    if observation.read_noise:
-        read_variance = observation.num_exposures * observation.read_noise**2
-        electrons = electrons + noise[1] * read_variance**0.5
-        variance = mean + read_variance
-    snr = observe.signal_to_noise(image * exposure, variance.sqrt())
-    if observation.scaling == "minmax":
-        low, high = electrons.amin((1, 2), keepdim=True), electrons.amax((1, 2), keepdim=True)
-        return (electrons - low) / (high - low), snr
-    return electrons - sky, snr
+    time = scenes["exposure_time"][:, :, None, None]
+    sky = image.new_tensor(exposure.sky)[:, None, None] * time
+    read_variance = image.new_tensor(exposure.read_variance)[:, None, None] + (exposure.background_rms * time) ** 2
+    signal = image * time
+    variance = signal + sky + read_variance
+    snr = observe.signal_to_noise(signal, variance.sqrt())
+    if exposure.noise == "none":
+        return image, snr
+    if exposure.noise == "twice":
+        mean = (signal + sky + variance.sqrt() * noise[0]).clamp_min(0)
+        return observe.poisson(mean, noise[1]) - sky, snr
+    electrons = observe.poisson(signal + sky, noise[0], least=exposure.least_sky) - sky
+    if len(noise) > 1:
+        electrons = electrons + noise[1] * read_variance.sqrt()
+    return electrons, snr
+
+
+def scale(image: Tensor) -> Tensor:
+    """Each channel of each image mapped to [0, 1], shape (B, C, H, W)."""
+    low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
+    return (image - low) / (high - low)

@@ -1,10 +1,11 @@
-"""One scene: every number that makes an image, drawn from the priors of a preset."""
+"""Scenes: every number that makes an image, drawn from the priors of a preset, many images at once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,66 +15,90 @@ from torch import Tensor
 from deeplense.errors import ConfigError
 from deeplense.simulate import substructure
 from deeplense.simulate.preset import Preset, World
-from deeplense.simulate.substructure import Truth
+from deeplense.simulate.substructure import Columns
 
-HALO_KEYS = ("sub_x", "sub_y", "sub_theta_E")
 # Each kind of draw has a stream of its own, so that the noise does not depend on how many numbers a scene took.
-SCENE, NOISE = 0, 1
+SCENE, NOISE, FLAWS = 0, 1, 2
 
 
-def generator(seed: int, index: int, stream: int) -> np.random.Generator:
-    """The random numbers of one image: a function of (seed, index) and of what they are for, and of nothing else."""
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, index, stream])))
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """The random numbers of a group of images: a function of the seed and of what they are for, and of nothing else."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *key])))
 
 
-def draw(preset: Preset, world: World, kind: int, strength: float, rng: np.random.Generator) -> Truth:
-    """The parameters of one image by their names in CONVENTIONS (arcsec, mag); haloes as float64 arrays.
+def draw(preset: Preset, world: World, kind: int, num: int, strength: float, rng: np.random.Generator) -> Columns:
+    """The parameters of ``num`` images of a class by their names in CONVENTIONS (arcsec, mag), shape (num,) or more.
 
     ``theta_E`` is that of the whole lens, ``theta_E_macro`` that of the smooth ellipsoid which is rendered: less where
     the world asks for equal mass inside theta_E, since the substructure has its share of it.
+
+    Raises:
+        ConfigError: the substructure would have more mass than the lens.
     """
-    lens, source = world.lens, world.source
-    truth: Truth = {"theta_E": lens.theta_E.sample(rng)}
-    truth["e1"], truth["e2"] = _ellipticity(lens.q.sample(rng), lens.phi.sample(rng))
-    truth["gamma1"], truth["gamma2"] = _polar(lens.gamma.sample(rng), 2 * lens.phi_gamma.sample(rng))
-    truth["center_x"], truth["center_y"] = lens.center_x.sample(rng), lens.center_y.sample(rng)
-    truth["source_x"], truth["source_y"] = _polar(source.offset.sample(rng), source.offset_angle.sample(rng))
-    truth["source_e1"], truth["source_e2"] = _ellipticity(source.q.sample(rng), source.phi.sample(rng))
-    truth["R_sersic"], truth["n_sersic"] = source.R_sersic.sample(rng), source.n_sersic.sample(rng)
-    truth["magnitude"] = source.magnitude.sample(rng)
-    truth["psf_fwhm"] = world.observation.psf_fwhm.sample(rng)
-    truth |= substructure.draw(kind, world, truth["theta_E"], strength, rng)
-    truth["theta_E_macro"] = _macro(truth) if world.is_mass_matched else truth["theta_E"]
-    if truth["theta_E_macro"] <= 0:
+    columns = _lens(world, num, rng) | _source(world, num, rng)
+    columns |= world.observation.exposure(preset.pixel_scale).draw(num, rng)
+    columns |= substructure.draw(kind, preset, world, columns["theta_E"], strength, rng)
+    columns["theta_E_macro"] = _macro(columns) if world.is_mass_matched else columns["theta_E"]
+    if (columns["theta_E_macro"] <= 0).any():
         raise ConfigError(f"strength={strength}: substructure would have all of the lens's mass; give a smaller factor")
-    truth |= {"z_lens": preset.z_lens, "z_source": preset.z_source}
-    return {key: value if isinstance(value, np.ndarray | int) else float(value) for key, value in truth.items()}
+    redshifts = {"z_lens": preset.z_lens, "z_source": preset.z_source}
+    return columns | {name: np.full(num, z) for name, z in redshifts.items()}
 
 
-def _macro(truth: Truth) -> float:
+def _lens(world: World, num: int, rng: np.random.Generator) -> Columns:
+    priors, columns = world.lens, {}
+    columns["theta_E"] = priors.theta_E.sample(rng, num)
+    columns["e1"], columns["e2"] = _ellipticity(priors.q.sample(rng, num), priors.phi.sample(rng, num))
+    shear, angle = priors.gamma.sample(rng, num), priors.phi_gamma.sample(rng, num)
+    columns["gamma1"], columns["gamma2"] = _polar(shear, 2 * angle)
+    columns["center_x"], columns["center_y"] = priors.center_x.sample(rng, num), priors.center_y.sample(rng, num)
+    for m in (3, 4):
+        columns[f"a_{m}"] = getattr(priors, f"a_{m}").sample(rng, num)
+        columns[f"phi_{m}"] = getattr(priors, f"phi_{m}").sample(rng, num)
+    return columns
+
+
+def _source(world: World, num: int, rng: np.random.Generator) -> Columns:
+    priors, columns = world.source, {}
+    offset = _polar(priors.offset.sample(rng, num), priors.offset_angle.sample(rng, num))
+    columns["source_x"] = offset[0] + priors.center_x.sample(rng, num)
+    columns["source_y"] = offset[1] + priors.center_y.sample(rng, num)
+    q, phi = priors.q.sample(rng, num), priors.phi.sample(rng, num)
+    columns["source_e1"], columns["source_e2"] = _ellipticity(q, phi)
+    for name in ("R_sersic", "n_sersic", "magnitude"):
+        columns[name] = getattr(priors, name).sample(rng, num)
+    return columns
+
+
+def _macro(columns: Columns) -> np.ndarray:
     """The SIE's Einstein radius that leaves the projected mass inside theta_E as it would be without substructure.
 
     Inside a circle of radius theta an isothermal ellipsoid has c theta_E theta (in units of pi Sigma_crit). c is the
     mean of sqrt(q) / sqrt(q^2 cos^2 + sin^2) over the circle, a complete elliptic integral; it is 1 for a round lens.
     """
-    theta_E, e = truth["theta_E"], math.hypot(truth["e1"], truth["e2"])
+    theta_E, e = columns["theta_E"], np.hypot(columns["e1"], columns["e2"])
     q = (1 - e) / (1 + e)
-    c = 2 / math.pi * math.sqrt(q) * ellipk(1 - q**2)
-    inside = substructure.mass_inside(truth, theta_E, (truth["center_x"], truth["center_y"]))
+    c = 2 / math.pi * np.sqrt(q) * ellipk(1 - q**2)
+    inside = substructure.mass_inside(columns, theta_E, columns["center_x"], columns["center_y"])
     return theta_E - inside / (theta_E * c)
 
 
-def _ellipticity(q: float, phi: float) -> tuple[float, float]:
+def _ellipticity(q: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _polar((1 - q) / (1 + q), 2 * phi)
 
 
-def _polar(length: float, angle: float) -> tuple[float, float]:
-    return length * math.cos(angle), length * math.sin(angle)
+def _polar(length: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return length * np.cos(angle), length * np.sin(angle)
+
+
+def select(columns: Columns, rows: np.ndarray | slice) -> Columns:
+    """Some of the images."""
+    return {name: values[rows] for name, values in columns.items()}
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes as tensors: parameters of shape (B,), haloes of shape (B, N) padded with ``theta_E = 0``."""
+    """A batch of scenes as tensors: the numeric columns of a draw, one row an image."""
 
     values: dict[str, Tensor]
 
@@ -81,20 +106,16 @@ class Scenes:
         return self.values[name]
 
     def __len__(self) -> int:
-        return len(self.values["theta_E"])
+        return len(next(iter(self.values.values())))
 
     @classmethod
-    def stack(
-        cls, truths: Sequence[Truth], pad_to: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
-    ) -> Scenes:
-        """Scenes with room for ``pad_to`` haloes each (more if one has more)."""
-        width = max([pad_to, *(len(t["sub_x"]) for t in truths)])
-        scalars = [name for name in truths[0] if name not in HALO_KEYS]
-        # One transfer for all of them: a tensor made for each costs more than drawing the scenes.
-        columns = torch.tensor([[t[name] for t in truths] for name in scalars], dtype=torch.float64).to(device, dtype)
-        haloes = np.zeros((len(HALO_KEYS), len(truths), width))
-        for row, truth in enumerate(truths):
-            for key, name in enumerate(HALO_KEYS):
-                haloes[key, row, : len(truth[name])] = truth[name]
-        padded = torch.from_numpy(haloes).to(device, dtype)
-        return cls(dict(zip(scalars, columns, strict=True)) | dict(zip(HALO_KEYS, padded, strict=True)))
+    def of(cls, columns: Columns, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Scenes:
+        """The columns that are numbers, on the device."""
+        numbers = {name: values for name, values in columns.items() if values.dtype.kind in "fiub"}
+        scalars = [name for name, values in numbers.items() if values.ndim == 1]
+        # One transfer for all scalars: a tensor made for each costs more than drawing the scenes.
+        stacked = torch.from_numpy(np.stack([numbers[name].astype(np.float64) for name in scalars])).to(device, dtype)
+        arrays = {
+            n: torch.from_numpy(np.ascontiguousarray(v)).to(device, dtype) for n, v in numbers.items() if v.ndim > 1
+        }
+        return cls(dict(zip(scalars, stacked, strict=True)) | arrays)

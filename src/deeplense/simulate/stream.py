@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from deeplense.config import Config
+from deeplense.config import Config, parse_settings
 from deeplense.data.module import Batch, LensDataModule, as_is
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
@@ -112,7 +113,8 @@ class StreamDataModule(LensDataModule):
         data = config.data
         name = str(data.path).removeprefix(PREFIX)
         device = "cuda" if torch.cuda.is_available() and config.train.accelerator in ("auto", "gpu") else "cpu"
-        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile)
+        settings = parse_settings(data.settings)
+        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings)
 
 
 def is_preset(path: str | None) -> bool:
@@ -124,6 +126,6 @@ def _round(num: int) -> int:
     return max(BLOCK, round(num / BLOCK) * BLOCK)
 
 
-def simulated_set(preset: str, fidelity: str, seed: int, num: int) -> LensSet:
-    """``num`` simulated images in memory, for tests, examples and small studies."""
-    return concatenate(list(Simulator(preset, fidelity, seed).stream(0, num)))
+def simulated_set(preset: str, fidelity: str, seed: int, num: int, **options: Any) -> LensSet:
+    """``num`` simulated images in memory, for tests, examples and small studies; options as of a Simulator."""
+    return concatenate(list(Simulator(preset, fidelity, seed, **options).stream(0, num)))

@@ -1,0 +1,112 @@
+"""A labelled grid of a preset's images: to be looked at before a set is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deeplense.data.files import replacing
+from deeplense.data.schema import LensSet
+from deeplense.errors import ConfigError
+from deeplense.simulate.generate import BLOCK, Simulator, concatenate
+from deeplense.simulate.preset import World
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 8
+# Enough that the rarest kind of non-lens fills its row.
+BLOCKS = {"lenses": 1, "survey": 12}
+
+
+def write_preview(simulator: Simulator, path: Path | str) -> Path:
+    """Draw one row of images for each class of a preset, or each kind of a survey, and save it.
+
+    Raises:
+        ConfigError: the path does not end in .png, .pdf or .svg.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"{path}: a preview is a picture; give a path that ends in .png, .pdf or .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = draw_preview(simulator)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+    return path
+
+
+def draw_preview(simulator: Simulator, columns: int = COLUMNS) -> Figure:
+    """The grid of :func:`write_preview`, ``columns`` images in a row."""
+    from matplotlib.figure import Figure
+
+    is_lenses = isinstance(simulator.world, World)
+    blocks = BLOCKS["lenses" if is_lenses else "survey"]
+    images = concatenate(list(simulator.stream(0, blocks * BLOCK)))
+    rows = _by_class(images) if is_lenses else _by_kind(images)
+    figure = Figure(figsize=(1.45 * columns + 0.9, 1.5 * len(rows) + 0.9), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, places) in zip(grid, rows.items(), strict=True):
+        for axes in line:
+            axes.axis("off")
+        for axes, place in zip(line, places, strict=False):
+            _show(axes, images, int(place))
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=10)
+    _scale_bar(grid[0, 0], simulator)
+    bands = " ".join(simulator.exposure.bands)
+    what = f"{simulator.preset.title} ({simulator.fidelity}, seed {simulator.seed})"
+    size = f'{simulator.preset.num_pix} pixels of {simulator.preset.pixel_scale:g}"'
+    figure.suptitle(f"{what}: {size}{', ' + bands if bands else ''}", fontsize=11)
+    return figure
+
+
+def to_colour(image: np.ndarray) -> np.ndarray:
+    """An image (C, H, W) for the eye: the three reddest bands as red, green, blue, or one in grey, shape (H, W, 3).
+
+    The stretch is asinh: linear in the noise, logarithmic in bright galaxies. All bands have the same, so that colours
+    are those of the light, once each band is brought to the same noise.
+
+    References: Lupton et al. 2004 (astro-ph/0312483).
+    """
+    sky = np.median(image, axis=(1, 2), keepdims=True)
+    noise = 1.4826 * np.median(np.abs(image - sky), axis=(1, 2), keepdims=True)
+    signal = (image - sky) / np.where(noise > 0, noise, max(float(image.max() - sky.max()), 1e-30) / 100)
+    intensity = signal.mean(0)
+    top = np.percentile(intensity, 99.7)
+    stretch = np.arcsinh(np.maximum(intensity, 0) / 3) / np.arcsinh(max(top, 6.0) / 3)
+    # Below the noise a ratio of bands is no colour.
+    ratio = np.maximum(signal + 2, 0) / np.maximum(intensity + 2, 1)
+    rgb = ratio[::-1][:3] if len(image) >= 3 else np.repeat(ratio[:1], 3, axis=0)
+    return np.clip(np.moveaxis(rgb * (0.06 + 0.94 * stretch), 0, -1), 0, 1)
+
+
+def _by_class(images: LensSet) -> dict[str, np.ndarray]:
+    assert images.label is not None
+    return {name: np.flatnonzero(images.label == number) for number, name in enumerate(images.classes)}
+
+
+def _by_kind(images: LensSet) -> dict[str, np.ndarray]:
+    """Two rows of lenses, then one for each kind of non-lens that occurs."""
+    assert images.params is not None
+    kind = np.array(images.params["kind"].to_pylist())
+    lenses = np.flatnonzero(kind == "lens")
+    rows = {"lens": lenses[:COLUMNS], "lens ": lenses[COLUMNS:]}
+    others = sorted(set(kind) - {"lens"})
+    return {name: places for name, places in rows.items() if len(places)} | {
+        name.replace("_", " "): np.flatnonzero(kind == name) for name in others
+    }
+
+
+def _show(axes: Axes, images: LensSet, place: int) -> None:
+    axes.imshow(to_colour(images.images[place]), origin="lower", interpolation="nearest")
+    if images.params is not None and (theta_E := images.params["theta_E"][place].as_py()) > 0:
+        axes.set_title(rf'$\theta_E$ = {theta_E:.2f}"', fontsize=7, pad=2)
+
+
+def _scale_bar(axes: Axes, simulator: Simulator) -> None:
+    """One arcsec, in the first image."""
+    length, start = 1 / simulator.preset.pixel_scale, 0.06 * simulator.preset.num_pix
+    axes.plot([start, start + length], [start, start], color="white", linewidth=1.5)
+    axes.text(start + length / 2, 1.4 * start, '1"', color="white", ha="center", va="bottom", fontsize=7)
