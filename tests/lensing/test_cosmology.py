@@ -74,3 +74,19 @@ def test_tensors_keep_shape_type_and_gradient():
 def test_source_in_front_of_the_lens(z_lens, z_source):
     with pytest.raises(ConfigError, match=r"0 < z_lens < z_source"):
         cosmology.angular_diameter_distances(z_lens, z_source)
+
+
+@pytest.mark.parametrize(("H0", "Om0"), [(70.0, 0.3), (67.4, 0.315)])
+def test_comoving_distances_are_astropys(H0, Om0):
+    z = np.array([[0.1, 0.5, 1.0], [2.0, 3.0, 6.0]])
+    theirs = FlatLambdaCDM(H0=H0, Om0=Om0, Ob0=0.05).comoving_distance(z).to_value("Mpc")
+    np.testing.assert_allclose(cosmology.comoving_distance(z, H0, Om0), theirs, rtol=1e-12)
+    d = cosmology.angular_diameter_distances(0.5, 1.0, H0, Om0)
+    assert cosmology.comoving_distance(0.5, H0, Om0) == pytest.approx(1.5 * d.lens, rel=1e-12)
+
+
+@pytest.mark.parametrize("z", [0.0, 0.5, 2.0])
+def test_closure_density(z):
+    """3 H0^2 / (8 pi G) is 2.7754e11 h^2 Msun / Mpc^3 (Peacock 1999, eq. 3.31), and grows as (H / H0)^2."""
+    expected = 2.7754e11 * 0.7**2 * (0.3 * (1 + z) ** 3 + 0.7)
+    assert cosmology.closure_density(z) == pytest.approx(expected, rel=2e-4)

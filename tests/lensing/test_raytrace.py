@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from astropy.cosmology import FlatLambdaCDM
 from lenstronomy.LensModel.lens_model import LensModel
 
-from deeplense.lensing import deflection, light, observe, raytrace
+from deeplense.errors import ConfigError
+from deeplense.lensing import cosmology, deflection, haloes, light, observe, raytrace
 from peer import column, picture
 
 PIXEL_SCALE = 0.05
@@ -151,3 +153,108 @@ def test_area_of_the_einstein_ring_is_that_of_the_product_average_radius():
     x, y = raytrace.make_grid(400, 0.01, dtype=torch.float64)
     inside = deflection.converge_sie(x, y, *parameters) > 0.5
     assert math.sqrt(inside.sum().item() * 0.01**2 / math.pi) == pytest.approx(1.1, rel=2e-3)
+
+
+PLANES = (0.1, 0.25, 0.4, 0.5, 0.7, 0.9, 1.2)
+Z_SOURCE = 1.5
+
+
+def line_of_sight(seed: int) -> tuple[list[dict], list[dict]]:
+    """A SIE and a shear at z = 0.5, and haloes in six other planes (two of them in one)."""
+    sie, shear, _, _ = random_scene(seed)
+    rng = np.random.default_rng(seed)
+    keys = ("Rs", "alpha_Rs", "center_x", "center_y")
+    zs = [0.1, 0.25, 0.4, 0.7, 0.7, 0.9, 1.2]
+    drawn = rng.uniform([0.1, 0.01, -1.5, -1.5], [1.0, 0.1, 1.5, 1.5], (7, 4))
+    return [sie, shear], [{"z": z} | dict(zip(keys, v, strict=True)) for z, v in zip(zs, drawn, strict=True)]
+
+
+def planes_of(macro: list[dict], found: list[dict]) -> list:
+    """One deflection function for each redshift of ``PLANES``."""
+
+    def smooth(x, y):
+        sie = deflection.deflect_sie(x, y, *(column(v) for v in macro[0].values()))
+        shear = deflection.deflect_shear(x, y, *(column(v) for v in macro[1].values()))
+        return sie[0] + shear[0], sie[1] + shear[1]
+
+    def haloes_at(z):
+        columns = [
+            column(*(h[k] for h in found if h["z"] == z))[None] for k in ("alpha_Rs", "Rs", "center_x", "center_y")
+        ]
+        return lambda x, y: haloes.deflect_nfw(x, y, *columns)
+
+    return [smooth if z == 0.5 else haloes_at(z) for z in PLANES]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_planes_are_lenstronomys(seed):
+    x, y = raytrace.make_grid(20, 0.17, dtype=torch.float64)
+    macro, found = line_of_sight(seed)
+    universe = FlatLambdaCDM(H0=70, Om0=0.3, Ob0=0.05)
+    redshifts = [0.5, 0.5, *(h["z"] for h in found)]
+    theirs = LensModel(
+        ["SIE", "SHEAR"] + ["NFW"] * 7,
+        lens_redshift_list=redshifts,
+        z_source=Z_SOURCE,
+        multi_plane=True,
+        cosmo=universe,
+        distance_ratio_sampling=False,
+    )
+    kwargs = macro + [{k: v for k, v in h.items() if k != "z"} for h in found]
+    expected = theirs.ray_shooting(x.numpy().ravel(), y.numpy().ravel(), kwargs)
+    distances = torch.tensor(cosmology.comoving_distance(np.array([*PLANES, Z_SOURCE])))
+    beta = raytrace.trace_planes(x, y, planes_of(macro, found), distances)
+    for ours, want in zip(beta, expected, strict=True):
+        assert ours.shape == (1, 20, 20) and np.abs(ours.numpy().ravel() - want).max() < 1e-8
+    # The planes do matter: all in one, the same haloes bend the rays otherwise.
+    single = raytrace.trace(x, y, *(plane(x, y) for plane in planes_of(macro, found)))
+    assert (single[0] - beta[0]).abs().max() > 1e-3
+
+
+def test_one_plane_is_trace_to_the_last_digit():
+    x, y = raytrace.make_grid(16, 0.2)
+    parameters = [column(v, dtype=torch.float32) for v in (1.1, 0.1, 0.05, 0.02, 0.0)]
+    alpha = deflection.deflect_sie(x, y, *parameters)
+    planes = [lambda a, b: deflection.deflect_sie(a, b, *parameters)]
+    beta = raytrace.trace_planes(x, y, planes, column(1300.0, 2400.0, dtype=torch.float32))
+    expected = raytrace.trace(x, y, alpha)
+    assert torch.equal(beta[0], expected[0]) and torch.equal(beta[1], expected[1])
+
+
+def test_planes_at_almost_one_distance_are_one_plane():
+    x, y = raytrace.make_grid(16, 0.2, dtype=torch.float64)
+    parameters = [[column(v) for v in (1.1, e1, 0.05, 0.02, 0.0)] for e1 in (0.1, -0.2)]
+    planes = [lambda a, b, p=p: deflection.deflect_sie(a, b, *p) for p in parameters]
+    beta = raytrace.trace_planes(x, y, planes, column(1300.0, 1300.0 + 1e-9, 2400.0))
+    expected = raytrace.trace(x, y, *(deflection.deflect_sie(x, y, *p) for p in parameters))
+    torch.testing.assert_close(beta[0], expected[0], rtol=0, atol=1e-9)
+
+
+def test_each_image_has_its_own_distances():
+    x, y = raytrace.make_grid(8, 0.4, dtype=torch.float64)
+    macro, found = line_of_sight(0)
+    planes = planes_of(macro, found)[:3]
+    first, second = column(400.0, 900.0, 1500.0, 4000.0), column(300.0, 1100.0, 2000.0, 3000.0)
+    both = raytrace.trace_planes(x, y, planes, torch.stack([first, second]))
+    for n, distances in enumerate((first, second)):
+        alone = raytrace.trace_planes(x, y, planes, distances)
+        torch.testing.assert_close(both[0][n], alone[0][0], rtol=0, atol=1e-13)
+
+
+def test_gradients_through_several_planes():
+    x, y = column(0.8, -1.3)[None], column(0.9, 0.4)[None]
+
+    def beta(theta_E, alpha_Rs, distances):
+        zero, one = torch.zeros_like(theta_E), torch.ones_like(alpha_Rs)
+        halo = lambda a, b: haloes.deflect_nfw(a, b, alpha_Rs, one, 0.1 * one, 0.2 * one)  # noqa: E731
+        main = lambda a, b: deflection.deflect_sie(a, b, theta_E, zero + 0.1, zero, zero, zero)  # noqa: E731
+        return raytrace.trace_planes(x, y, [halo, main], distances)
+
+    inputs = (column(1.0), column(0.1)[None], column(0.5, 1.0, 2.0))
+    assert torch.autograd.gradcheck(beta, tuple(v.requires_grad_() for v in inputs), atol=1e-5)
+
+
+def test_distances_that_do_not_fit_the_planes():
+    x, y = raytrace.make_grid(4, 0.5)
+    with pytest.raises(ConfigError, match="2 planes need 3 distances"):
+        raytrace.trace_planes(x, y, [lambda a, b: (a, b)] * 2, column(1.0, 2.0))

@@ -253,7 +253,7 @@ def test_kill_9_at_any_moment_and_the_same_command_again_equals_the_uninterrupte
     process = start(KILLS, tmp_path / "cut", 1, *delays)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "True" in output  # at least the first was stopped before its end
+    assert "True" in output  # some were stopped before their end
     dataset.write_set(small(), NUM, tmp_path / "cut")
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
@@ -262,6 +262,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 
 @needs_proc
+@pytest.mark.slow
 def test_kill_9_of_the_parent_ends_its_workers_and_disturbs_nothing(tmp_path):
     many = 16 * BLOCK
     process = start(WHOLE, tmp_path / "cut", 2, many)

@@ -10,9 +10,9 @@ import hashlib
 import logging
 import os
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,7 @@ class _Galaxy:
         self.name, self.pixel_scale = name, pixel_scale
         self.image = prepare(cutout)
 
-    @cached_property
+    @property
     def half_light_radius(self) -> float:
         return half_light_radius(self.image) * self.pixel_scale
 
@@ -244,13 +244,13 @@ def _read_fits(file: Path) -> tuple[np.ndarray, float | None]:
     from astropy.io import fits
 
     try:
-        with warnings.catch_warnings(), fits.open(file, memmap=False) as units:
-            warnings.simplefilter("ignore")  # odd keywords of old headers
+        # Warnings are of odd keywords in old headers.
+        with warnings.catch_warnings(action="ignore"), fits.open(file, memmap=False) as units:
             for unit in units:
                 # An image may be compressed; a table is none.
                 if getattr(unit, "is_image", False) and unit.data is not None and unit.data.ndim >= 2:
                     return unit.data, _wcs_scale(unit.header)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, fits.VerifyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, LookupError, zlib.error, fits.VerifyError) as error:
         raise BadImage(f"cannot be read: {str(error).splitlines()[0] if str(error) else 'broken FITS'}") from error
     raise BadImage("no image in this FITS file")
 

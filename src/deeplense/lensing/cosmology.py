@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from deeplense.errors import ConfigError
@@ -78,3 +79,10 @@ def closure_density(z: float, H0: float = 70.0, Om0: float = 0.3, Ob0: float = 0
     from astropy.cosmology import FlatLambdaCDM
 
     return float(FlatLambdaCDM(H0=H0, Om0=Om0, Ob0=Ob0).critical_density(z).to_value("Msun / Mpc3"))
+
+
+def comoving_distance(z: float | np.ndarray, H0: float = 70.0, Om0: float = 0.3, Ob0: float = 0.05) -> np.ndarray:
+    """Comoving distance in Mpc to redshifts of any shape, flat LambdaCDM; those of two planes subtract."""
+    from astropy.cosmology import FlatLambdaCDM
+
+    return np.asarray(FlatLambdaCDM(H0=H0, Om0=Om0, Ob0=Ob0).comoving_distance(np.asarray(z)).value)

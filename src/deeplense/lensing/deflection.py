@@ -11,23 +11,11 @@ import torch
 from caustics.lenses import func
 from torch import Tensor
 
+from deeplense.lensing.compiled import hold
+
 Deflection = tuple[Tensor, Tensor]
 # A ray that hits a centre, a point mass or the end of a string exactly would divide by zero; arcsec, as in lenstronomy.
 SOFTENING = 1e-10
-
-
-@torch.library.custom_op("deeplense::hold", mutates_args=())
-def _hold(numbers: Tensor) -> Tensor:
-    """The same numbers: an operation that the compiler does not look into, so that they are there before the pixels."""
-    return numbers.clone()
-
-
-@_hold.register_fake
-def _(numbers: Tensor) -> Tensor:
-    return torch.empty_like(numbers)
-
-
-_hold.register_autograd(lambda context, gradient: gradient)
 
 
 def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -37,7 +25,7 @@ def _image(*parameters: Tensor) -> tuple[Tensor, ...]:
     logarithm and cosine of the parameters again for each pixel, which is half of the cost of a lens.
     """
     if torch.compiler.is_compiling():
-        parameters = tuple(_hold(torch.stack(torch.broadcast_tensors(*parameters))))
+        parameters = tuple(hold(torch.stack(torch.broadcast_tensors(*parameters))))
     return tuple(p[..., None, None] for p in parameters)
 
 

@@ -1,7 +1,7 @@
 """Galaxies that are more than an ellipse: spiral arms, rings and tails on a disc, clumps, and stars.
 
-All profiles have a total flux of one, in closed form; multiply by the flux of a band. Positions are arcsec, shape (H, W)
-or (B, H, W), in the source plane for a lensed galaxy; parameters have shape (B,).
+All profiles have a total flux of one, in closed form; multiply by the flux of a band. Positions are arcsec, shape
+(H, W) or (B, H, W), in the source plane for a lensed galaxy; parameters have shape (B,).
 """
 
 from __future__ import annotations
@@ -110,6 +110,36 @@ def disc(
     # atan2 has no gradient at the origin, where the clamped radius stands for the centre.
     angle = m * torch.atan2(across, along + CORE * (R2 <= CORE**2)) - winding * torch.log(R2 + core2) - start
     return (smooth + crown) * (low + high * torch.exp(kappa * (torch.cos(angle) - 1)))
+
+
+def soft_sersic(
+    x: Tensor,
+    y: Tensor,
+    R_sersic: Tensor,
+    n_sersic: Tensor,
+    e1: Tensor,
+    e2: Tensor,
+    center_x: Tensor,
+    center_y: Tensor,
+    core: float,
+) -> Tensor:
+    """A Sersic profile of flux 1 in which R^2 + core^2 stands for R^2: no cusp that falls between rays, or on one.
+
+    That shifts the flux outside of ``core`` (arcsec) inwards and drops what is inside; the profile is scaled up for it.
+    Arguments as in :func:`disc`; shape (B, H, W).
+    """
+    q, phi = ellipticity_to_axis_ratio(e1, e2)
+    wide, narrow, b = torch.sqrt(q), 1 / torch.sqrt(q), sersic_b(n_sersic)
+    # Graham & Driver (astro-ph/0503176), eq. 2. PyTorch has no derivative in the first argument: that part of the
+    # gradient in n_sersic, of the order of the dropped share, is left out.
+    kept = torch.special.gammaincc(2 * n_sersic.detach(), b * (core / R_sersic) ** (1 / n_sersic))
+    log_peak = b - torch.log(sersic_flux(torch.ones_like(R_sersic), R_sersic, n_sersic) * kept)
+    axes = (wide * torch.cos(phi), wide * torch.sin(phi), narrow * torch.cos(phi), narrow * torch.sin(phi))
+    numbers = (log_peak, b, 0.5 / n_sersic, -torch.log(R_sersic) / n_sersic, *axes, center_x, center_y)
+    log_peak, b, power, log_unit, ax, ay, cx, cy, center_x, center_y = _image(*numbers)
+    dx, dy = x - center_x, y - center_y
+    R2 = (dx * ax + dy * ay) ** 2 + (dy * cx - dx * cy) ** 2 + core**2
+    return torch.exp(log_peak - b * torch.exp(torch.log(R2) * power + log_unit))
 
 
 def clumps(x: Tensor, y: Tensor, share: Tensor, radius: Tensor, center_x: Tensor, center_y: Tensor) -> Tensor:

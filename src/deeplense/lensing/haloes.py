@@ -1,8 +1,8 @@
 """Dark-matter haloes: deflection and convergence of NFW profiles, whole or truncated, and their usual sizes.
 
-Positions are arcsec, shape (H, W) or (B, H, W); parameters of the haloes have shape (B, N), where ``alpha_Rs = 0`` marks
-padding (its ``Rs`` and ``r_trunc`` may be 0 as well). Names are lenstronomy's: ``alpha_Rs`` is the deflection at the
-scale radius ``Rs`` of the profile without truncation, also for the truncated one. Masses are M200c in Msun.
+Positions are arcsec, shape (H, W) or (B, H, W); parameters of the haloes have shape (B, N), where ``alpha_Rs = 0``
+marks padding (its ``Rs`` and ``r_trunc`` may be 0 as well). Names are lenstronomy's: ``alpha_Rs`` is the deflection
+at the scale radius ``Rs`` of the profile without truncation, also for the truncated one. Masses are M200c in Msun.
 
 How the profile is written. With u = (r / Rs)^2, the deflection is alpha_Rs / (1 - ln 2) / Rs times (x, y) times a
 radial factor G(u) = (ln(sqrt(u) / 2) + F(u)) / u, where F = arccosh(1/sqrt(u)) / sqrt(1 - u) for u < 1 goes on as an
@@ -10,8 +10,8 @@ arc cosine beyond. As it stands, this loses all digits of a float32 towards the 
 u = 1 (caustics replaces it by one there, or by a parabola with 1e-6 of error and half of the digits). Here instead:
 
 * near the centre G = B(u) ln(2 / sqrt(u)) + A(u), with two power series;
-* elsewhere t = (1 - sqrt(u)) / (1 + sqrt(u)) turns F into (1 + t) h(t), with h(t) = atanh(sqrt(t)) / sqrt(t) = 1 + t/3 +
-  t^2/5 + ..., which knows nothing of u = 1.
+* elsewhere t = (1 - sqrt(u)) / (1 + sqrt(u)) turns F into (1 + t) h(t), with h(t) = atanh(sqrt(t)) / sqrt(t) = 1 +
+  t/3 + t^2/5 + ..., which knows nothing of u = 1.
 
 In single precision h is a polynomial with an error below the rounding; in double precision it is the function itself.
 """
@@ -93,26 +93,28 @@ def _arc(t: Tensor) -> Tensor:
 def _keep(x: Tensor) -> Tensor:
     """The same numbers, which compiled code holds in a register.
 
-    Without this, the compiler writes the whole expression out again wherever a value is used: 200 s for 25 haloes.
+    Without this, the compiler follows the whole expression again wherever a value is used: several seconds a halo.
     """
     return x.as_strided(x.shape, x.stride()) if torch.compiler.is_compiling() else x
 
 
-def _split(u: Tensor) -> tuple[_Series, Tensor, Tensor]:
-    """The central series of a dtype, where they hold, and their argument (which stays there, so as not to overflow)."""
+def _split(u: Tensor) -> tuple[_Series, Tensor, Tensor, Tensor]:
+    """The central series of a dtype, where they hold, and the arguments of both sides.
+
+    Each stays on its own side of the border, as an overflow in the branch that is not taken would spoil the gradient.
+    """
     series = DOUBLE if u.dtype == torch.float64 else SINGLE
-    return series, u < series.border, u.clamp_max(series.border)
+    return series, u < series.border, u.clamp_max(series.border), u.clamp_min(series.border)
 
 
 def _radial_nfw(u: Tensor) -> Tensor:
     """G(u) = (ln(sqrt(u) / 2) + F(u)) / u of the module's head, u > 0."""
-    u = _keep(u)
-    series, is_near, v = _split(u)
-    log = _keep(torch.log(u / 4) / 2)
+    series, is_near, v, w = _split(u)
+    log = torch.log(u / 4) / 2
     near = _polynomial(v, series.A) - log * _polynomial(v, series.B)
-    half = _keep(1 / (1 + torch.sqrt(u)))
+    half = 1 / (1 + torch.sqrt(u))
     t = 2 * half - 1
-    return torch.where(is_near, near, (2 * half * (1 + t * _arc(t)) + log) / u)
+    return torch.where(is_near, near, (2 * half * (1 + t * _arc(t)) + log) / w)
 
 
 def _radial_tnfw(u: Tensor, tau: Tensor, log_tau: Tensor) -> Tensor:
@@ -122,16 +124,16 @@ def _radial_tnfw(u: Tensor, tau: Tensor, log_tau: Tensor) -> Tensor:
     taken out by hand: q / tau = 1 + delta, and ln((tau + q) / (2 tau)) = 2 atanh(delta / (4 + delta)) is 2y h(y^2), so
     that both sides of the border need one logarithm and one h.
     """
-    u, tau2 = _keep(u), tau**2
-    series, is_near, v = _split(u)
-    q, x = _keep(torch.sqrt(tau2 + u)), torch.sqrt(u)
-    inverse = _keep(1 / (tau + q))
-    width = _keep(1 / torch.where(is_near, 3 * tau + q, 1 + x))
+    tau2 = tau**2
+    series, is_near, v, w = _split(u)
+    q, x = torch.sqrt(tau2 + u), torch.sqrt(u)
+    inverse = 1 / (tau + q)
+    width = 1 / torch.where(is_near, 3 * tau + q, 1 + x)
     ratio = width * torch.where(is_near, u * inverse, 1 - x)
     t = _keep(torch.where(is_near, ratio**2, ratio))
-    h = _keep(1 + t * _arc(t))
+    h = 1 + t * _arc(t)
     # ln(x / 2) near the centre; elsewhere Baltz et al.'s L, plus ln tau.
-    log = _keep(torch.log(x * torch.where(is_near, 0.5, tau * inverse)))
+    log = torch.log(x * torch.where(is_near, 0.5, tau * inverse))
     delta = u * inverse / tau
     pull = torch.pi * tau + (tau2 - 1) * log_tau
     G = _keep(_polynomial(v, series.A) - log * _polynomial(v, series.B))
@@ -139,13 +141,25 @@ def _radial_tnfw(u: Tensor, tau: Tensor, log_tau: Tensor) -> Tensor:
     near = (tau2 - 1) * near + 2 * (u * G - log) - pull * inverse / tau
     # 1 + t as 2 * width, since t is -1 to all digits far away.
     F = 2 * width * h
-    far = ((tau2 - 1) * (F + log * (1 + delta)) - pull * delta) / u + 2 * F
+    far = ((tau2 - 1) * (F + log * (1 + delta)) - pull * delta) / w + 2 * F
     return torch.where(is_near, near, far)
 
 
 def _scaled(Rs: Tensor) -> Tensor:
     """Radii by which padding can be divided: 1 in the place of 0."""
     return torch.where(Rs > 0, Rs, 1.0)
+
+
+# Compiled code builds this part once, and calls it for each halo: 25 of them written out take minutes to compile.
+@torch.compiler.nested_compile_region
+def _add_one(
+    alpha_x: Tensor, alpha_y: Tensor, theta_x: Tensor, theta_y: Tensor, numbers: Tensor, radial: Callable[..., Tensor]
+) -> Deflection:
+    """One more halo in the sum: x, y, strength, 1 / Rs^2 and what ``radial`` takes, stacked, each (B, 1, 1)."""
+    x, y, strength, scale, *rest = numbers.unbind(0)
+    dx, dy = theta_x - x, theta_y - y
+    pull = strength * radial((dx**2 + dy**2) * scale + TINY, *rest)
+    return alpha_x + pull * dx, alpha_y + pull * dy
 
 
 def _add_up(
@@ -157,12 +171,10 @@ def _add_up(
     """
     shape = torch.broadcast_shapes((len(x), 1, 1), theta_x.shape)
     alpha_x, alpha_y = theta_x.new_zeros(shape), theta_y.new_zeros(shape)
-    x, y, *numbers_ = _image(x, y, *numbers)
+    haloes = torch.stack(_image(x, y, *numbers))
     for n in range(x.shape[1]):
-        strength, scale, *rest = (p[:, n] for p in numbers_)
-        dx, dy = theta_x - x[:, n], theta_y - y[:, n]
-        pull = _keep(strength * radial((dx**2 + dy**2) * scale + TINY, *rest))
-        alpha_x, alpha_y = alpha_x + pull * dx, alpha_y + pull * dy
+        # A copy, since a part that is compiled on its own takes no views of one array.
+        alpha_x, alpha_y = _add_one(alpha_x, alpha_y, theta_x, theta_y, haloes[:, :, n].clone(), radial)
     return alpha_x, alpha_y
 
 
@@ -207,3 +219,138 @@ def deflect_tnfw(
     tau = r_trunc / Rs
     strength = alpha_Rs / (AT_RS * Rs) * (tau / (tau**2 + 1)) ** 2
     return _add_up(theta_x, theta_y, x, y, (strength, 1 / Rs**2, tau, torch.log(tau)), _radial_tnfw)
+
+
+def _converge_nfw(u: Tensor) -> Tensor:
+    """(1 - F) / (u - 1), half of the convergence where alpha_Rs = (1 - ln 2) Rs."""
+    series, is_near, v, _ = _split(u)
+    log = torch.log(u / 4) / 2
+    near = (v * (_polynomial(v, series.A) - log * _polynomial(v, series.B)) - log - 1) / (1 - v)
+    half = 1 / (1 + torch.sqrt(u))
+    t = 2 * half - 1
+    arc = _arc(t)
+    return torch.where(is_near, near, half**2 * (arc + 1 + t * arc))
+
+
+def _converge_tnfw(u: Tensor, tau: Tensor, log_tau: Tensor) -> Tensor:
+    """Half of the convergence of the truncated profile, times (tau^2 + 1)^2 / tau^2."""
+    series, is_near, v, _ = _split(u)
+    log = torch.log(u / 4) / 2
+    near = v * (_polynomial(v, series.A) - log * _polynomial(v, series.B)) - log
+    half = 1 / (1 + torch.sqrt(u))
+    t = 2 * half - 1
+    F = torch.where(is_near, near, 2 * half * (1 + t * _arc(t)))
+    q = torch.sqrt(tau**2 + u)
+    L = torch.log(u) / 2 - torch.log(tau + q)
+    return (tau**2 + 1) * _converge_nfw(u) + 2 * F - torch.pi / q + (tau - 1 / tau) * L / q
+
+
+def _add_up_convergence(
+    theta_x: Tensor, theta_y: Tensor, x: Tensor, y: Tensor, numbers: tuple[Tensor, ...], radial: Callable[..., Tensor]
+) -> Tensor:
+    """Sum over haloes of ``numbers[0] radial((r / Rs)^2, ...)``, where ``numbers[1]`` is 1 / Rs^2."""
+    kappa = theta_x.new_zeros(torch.broadcast_shapes((len(x), 1, 1), theta_x.shape))
+    x, y, *numbers_ = _image(x, y, *numbers)
+    for n in range(x.shape[1]):
+        strength, scale, *rest = (p[:, n] for p in numbers_)
+        u = ((theta_x - x[:, n]) ** 2 + (theta_y - y[:, n]) ** 2) * scale + TINY
+        kappa = kappa + strength * radial(u, *rest)
+    return kappa
+
+
+def converge_nfw(theta_x: Tensor, theta_y: Tensor, alpha_Rs: Tensor, Rs: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Summed convergence kappa of NFW haloes, shape (B, H, W); arguments as in :func:`deflect_nfw`."""
+    Rs = _scaled(Rs)
+    return _add_up_convergence(theta_x, theta_y, x, y, (alpha_Rs / (2 * AT_RS * Rs), 1 / Rs**2), _converge_nfw)
+
+
+def converge_tnfw(
+    theta_x: Tensor, theta_y: Tensor, alpha_Rs: Tensor, Rs: Tensor, r_trunc: Tensor, x: Tensor, y: Tensor
+) -> Tensor:
+    """Summed convergence kappa of truncated NFW haloes, shape (B, H, W); arguments as in :func:`deflect_tnfw`."""
+    Rs, r_trunc = _scaled(Rs), _scaled(r_trunc)
+    tau = r_trunc / Rs
+    strength = alpha_Rs / (2 * AT_RS * Rs) * (tau / (tau**2 + 1)) ** 2
+    return _add_up_convergence(theta_x, theta_y, x, y, (strength, 1 / Rs**2, tau, torch.log(tau)), _converge_tnfw)
+
+
+def halo_scales(
+    mass: np.ndarray,
+    concentration: np.ndarray,
+    distances: Distances,
+    z_lens: float,
+    H0: float = 70.0,
+    Om0: float = 0.3,
+    Ob0: float = 0.05,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Deflection at the scale radius, and scale radius, of NFW haloes of a mass and concentration.
+
+    Args:
+        mass: M200c, Msun: inside the radius r200 of a mean density of 200 critical densities at ``z_lens``; any shape.
+        concentration: r200 / Rs, shape that broadcasts with ``mass``.
+        distances: those of the haloes' plane and of the source, in the same universe as H0, Om0 and Ob0.
+        z_lens: redshift of the haloes' plane.
+
+    Returns:
+        alpha_Rs, Rs: arcsec, shape of ``mass``; alpha_Rs is reduced to the source, and 0 where the mass is.
+    """
+    mass, c = np.asarray(mass, dtype=np.float64), np.asarray(concentration, dtype=np.float64)
+    r200 = np.cbrt(mass * 3 / (4 * math.pi * 200 * closure_density(z_lens, H0, Om0, Ob0)))
+    Rs = r200 / c / (distances.lens * ARCSEC)
+    # Mass in the cylinder of radius Rs: 4 pi rho_s Rs^3 (1 - ln 2), where M200 = 4 pi rho_s Rs^3 (ln(1+c) - c/(1+c)).
+    cylinder = mass * AT_RS / (np.log1p(c) - c / (1 + c))
+    alpha_Rs = np.divide(cylinder, mass_of_unit_theta_E(distances) * Rs, out=np.zeros_like(Rs), where=Rs > 0)
+    return alpha_Rs, Rs
+
+
+def concentration(mass: np.ndarray, z: float | np.ndarray) -> np.ndarray:
+    """Median concentration c200c of haloes of mass M200c (Msun), any shape.
+
+    Fitted to simulations of the Planck 2013 universe (h = 0.671) for 1e10 to 1e15 Msun/h and z from 0 to 5; the power
+    law is continued to smaller masses. Single haloes scatter by 0.11 dex about it.
+
+    References: Dutton & Maccio, Cold dark matter haloes in the Planck era (arXiv:1402.7073), eqs. 8, 10, 11.
+    """
+    a = 0.520 + (0.905 - 0.520) * np.exp(-0.617 * np.asarray(z, dtype=np.float64) ** 1.21)
+    b = -0.101 + 0.026 * np.asarray(z)
+    return 10 ** (a + b * np.log10(np.asarray(mass, dtype=np.float64) * 0.671 / 1e12))
+
+
+def suppression(mass: np.ndarray, half_mode_mass: float | np.ndarray, is_field: bool = False) -> np.ndarray:
+    """Number of haloes of warm over that of cold dark matter at a mass (Msun, any shape): (1 + (a M_hm / m)^b)^c.
+
+    Args:
+        mass: before the suppression, Msun, any shape, > 0.
+        half_mode_mass: M_hm, Msun; 0 is cold dark matter, a ratio of 1.
+        is_field: isolated haloes (a, b, c = 2.3, 0.8, -1.0) in place of subhaloes (4.2, 2.5, -0.2).
+
+    References: Lovell, Toward a General Parameterization of the Warm Dark Matter Halo Mass Function (arXiv:2003.01125).
+    """
+    a, b, c = (2.3, 0.8, -1.0) if is_field else (4.2, 2.5, -0.2)
+    return (1 + (a * half_mode_mass / np.asarray(mass, dtype=np.float64)) ** b) ** c
+
+
+def concentration_drop(mass: np.ndarray, half_mode_mass: float | np.ndarray) -> np.ndarray:
+    """Concentration of warm over that of cold dark matter haloes: (1 + 60 M_hm / m)^-0.17, masses in Msun, any shape.
+
+    The published factor (1 + z)^(0.026 z - 0.04) is left out: it stays within 1.5 % of one for z < 2, and does not
+    become one for cold dark matter (M_hm = 0), as this ratio does.
+
+    References: Bose et al., The COpernicus COmplexio: statistical properties of warm dark matter haloes
+        (arXiv:1507.01998).
+    """
+    return (1 + 60 * np.asarray(half_mode_mass) / np.asarray(mass, dtype=np.float64)) ** -0.17
+
+
+def tidal_radius(mass: np.ndarray, r3d: np.ndarray) -> np.ndarray:
+    """Truncation radius in kpc of a subhalo: 1.4 (m / 1e7 Msun)^(1/3) (r3d / 50 kpc)^(2/3).
+
+    A Roche radius in an isothermal host of a lens's mass; ``r3d`` is the distance from the host's centre.
+
+    Args:
+        mass: of the subhalo at infall, Msun, any shape.
+        r3d: kpc, shape that broadcasts with ``mass``.
+
+    References: Gilman et al., Warm dark matter chills out (arXiv:1908.06983).
+    """
+    return 1.4 * np.cbrt(np.asarray(mass, dtype=np.float64) / 1e7) * np.cbrt(np.asarray(r3d) / 50) ** 2

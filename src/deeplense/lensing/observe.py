@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deeplense.lensing.compiled import hold
 from deeplense.lensing.deflection import _image
 
 FWHM_TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
@@ -34,7 +35,8 @@ def blur_gaussian(image: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """
     # Images are the channels of one grouped convolution, so that each has its own kernel.
     kernel = gaussian_kernel(sigma, radius)[:, None]
-    padded = F.pad(image[None], (radius,) * 4, mode="replicate")
+    # Unless the image is there before it is padded, its rays are traced pixel by pixel inside of the padding.
+    padded = F.pad(hold(image)[None], (radius,) * 4, mode="replicate")
     rows = F.conv2d(padded, kernel[:, :, None, :], groups=len(image))
     return F.conv2d(rows, kernel[:, :, :, None], groups=len(image))[0]
 
@@ -103,7 +105,7 @@ def blur(image: Tensor, kernel: Tensor) -> Tensor:
         shape (B, C, H, W).
     """
     radius = kernel.shape[-1] // 2
-    padded = F.pad(image, (radius,) * 4, mode="replicate")
+    padded = F.pad(hold(image), (radius,) * 4, mode="replicate")
     if kernel.shape[-1] <= DIRECT_SIZE:
         return _convolve(padded, kernel)
     return _convolve_fourier(padded, kernel)[..., 2 * radius :, 2 * radius :]

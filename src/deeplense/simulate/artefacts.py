@@ -102,7 +102,7 @@ def _spikes(image: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> N
     if not (peak > 3000 * noise_level(image)).any():
         return
     along, narrow = np.hypot(dx, dy) + 4, np.minimum(np.abs(dx + dy), np.abs(dx - dy)) / math.sqrt(2)
-    spike = 0.1 * peak * (4 / along) ** 2 * np.exp(-0.5 * (narrow / 0.9) ** 2)
+    spike = 0.02 * peak * (4 / along) ** 2 * np.exp(-0.5 * (narrow / 0.9) ** 2)
     image += spike + np.sqrt(np.fmax(spike, 0)) * rng.normal(0, 1, image.shape)
 
 

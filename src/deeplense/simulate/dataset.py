@@ -14,8 +14,8 @@ from deeplense.simulate.generate import BLOCK, Simulator
 from deeplense.simulate.workers import Writer, share, write_shards
 
 logger = logging.getLogger(__name__)
-# A multiple of the block, so that no image is rendered twice; about 90 MB of 150x150 pixels.
-SHARD_SIZE = 20 * BLOCK
+# A multiple of the block, so that no image is rendered twice; 43 MB of 150x150 pixels, and each process holds two.
+SHARD_SIZE = 10 * BLOCK
 WRITERS: dict[str, type[Writer]] = {"parquet": ShardWriter, "npy": NpyWriter}
 
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 # Images are always rendered in these blocks, whatever was asked for: vector units round the last bit differently for
 # another place in a batch, and an image must be the same alone and in any shard. 48 images stay in the cache.
 BLOCK = 48
+# The noise of a group is drawn in this many parts at once, whatever the number of threads.
+NOISE_PARTS = 2
 # Raised with every change of the code that changes images, so that a set is not continued with others.
 PIXELS = 2
 
@@ -145,14 +147,12 @@ class Simulator:
     def block(self, number: int) -> LensSet:
         """Images ``BLOCK * number`` and on, as many as a block holds."""
         groups = self.groups(number)
-        # Random numbers are drawn outside the interpreter's lock: threads share the work.
-        noise = list(self._pool.map(partial(self._noise, number), range(len(groups)), map(_size, groups)))
         images = np.empty((BLOCK, *self.shape), dtype=np.float32)
         snr = np.empty(BLOCK)
         for kind, columns in enumerate(groups):
             rows = slice(kind, None, len(groups))
             scenes = Scenes.of(columns, device=self.device)
-            layers = noise[kind].to(self.device)
+            layers = self._noise(number, kind, len(scenes)).to(self.device)
             image, ratio = self._photograph(scenes, self.preset, self.world, self.exposure, kind, layers)
             images[rows], snr[rows] = image.cpu().numpy(), ratio.cpu().numpy()
         if not isinstance(self.world, World):
@@ -198,14 +198,16 @@ class Simulator:
         return scale(torch.from_numpy(electrons)).numpy() if self.exposure.scaling == "minmax" else electrons
 
     def _noise(self, number: int, kind: int, size: int) -> Tensor:
-        """Standard normal deviates for a group of images, shape (layers, B, C, H, W): see ``Exposure.num_layers``."""
-        seed = np.random.SeedSequence([self.seed, number, kind, scene.NOISE]).generate_state(1)
-        deviates = torch.empty(self.exposure.num_layers, size, *self.shape)
-        return deviates.normal_(generator=torch.Generator().manual_seed(int(seed[0])))
+        """Standard normal deviates for a group of images, shape (B, layers, C, H, W): see ``Exposure.num_layers``."""
+        deviates = torch.empty(size, self.exposure.num_layers, *self.shape)
+        seeds = np.random.SeedSequence([self.seed, number, kind, scene.NOISE]).generate_state(NOISE_PARTS)
+        # Random numbers are drawn outside the interpreter's lock: threads share the work.
+        list(self._pool.map(_fill_normal, deviates.chunk(NOISE_PARTS), seeds.tolist()))
+        return deviates
 
 
-def _size(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
+def _fill_normal(deviates: Tensor, seed: int) -> None:
+    deviates.normal_(generator=torch.Generator().manual_seed(seed))
 
 
 @cache
@@ -221,6 +223,8 @@ def keep_freed_memory() -> None:
 @cache
 def can_compile() -> bool:
     """Whether torch.compile finds what it needs, a C++ compiler above all; logs a line if it does not."""
+    # Presets, classes and halo numbers are graphs of their own; at its limit of 8 the compiler would give up in silence.
+    torch._dynamo.config.recompile_limit = 256
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8))
     except RuntimeError as error:

@@ -73,19 +73,29 @@ def truth_columns(columns: Columns, bands: tuple[str, ...]) -> Columns:
 
 def _empty(num: int, bands: int) -> Columns:
     """Columns of images with nothing in them: shapes that can be evaluated, and no light."""
-    zero: tuple[str, ...] = ("theta_E", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y", "lens_e1", "lens_e2", "source_e1")
-    zero += ("source_e2", "source_x", "source_y", "arms_phase", "arms_contrast", "ring_share", "star_x", "star_y")
+    zero: tuple[str, ...] = ("theta_E", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y", "lens_e1", "lens_e2")
+    zero += (
+        "source_e1",
+        "source_e2",
+        "source_x",
+        "source_y",
+        "arms_phase",
+        "arms_contrast",
+        "ring_share",
+        "star_x",
+        "star_y",
+    )
     fixed = {"lens_R_sersic": 0.5, "lens_n_sersic": 4.0, "source_R_sersic": 0.3, "source_n_sersic": 1.0}
     fixed |= {"arms_number": 2.0, "arms_pitch": 0.5 * math.pi, "arms_sharpness": 1.0}
     fixed |= {"ring_radius": 1.0, "ring_width": 0.2, "z_lens": np.nan, "z_source": np.nan, "sigma_v": np.nan}
     columns = {name: np.zeros(num) for name in zero} | {name: np.full(num, v) for name, v in fixed.items()}
     for prefix, width in (("clump", CLUMPS), ("neighbour", NEIGHBOURS)):
         columns |= {f"{prefix}_{axis}": np.zeros((num, width)) for axis in "xy"}
-        columns[f"{prefix}_magnitude"] = np.full((num, width, bands), DARK)
-    columns["clump_radius"] = np.full((num, CLUMPS), 0.1)
+    columns |= {"clump_radius": np.full((num, CLUMPS), 0.1), "clump_share": np.zeros((num, CLUMPS))}
+    columns["neighbour_magnitude"] = np.full((num, NEIGHBOURS, bands), DARK)
     columns |= {f"neighbour_{name}": np.zeros((num, NEIGHBOURS)) for name in ("e1", "e2")}
     columns |= {f"neighbour_{name}_sersic": np.ones((num, NEIGHBOURS)) for name in ("R", "n")}
-    return columns | {f"{name}_magnitude": np.full((num, bands), DARK) for name in ("lens", "source", "star")}
+    return columns | {f"{name}_magnitude": np.full((num, bands), DARK) for name in ("lens", "source", "clump", "star")}
 
 
 def _place(columns: Columns, world: SurveyWorld, rng: np.random.Generator) -> None:
@@ -362,22 +372,22 @@ def _arms(given: Arm, num: int, rng: np.random.Generator) -> Columns:
 
 
 def _clumps(given: Clumps, c: Columns, bands: tuple[str, ...], rng: np.random.Generator) -> Columns:
-    """Knots of the disc ``c``, of its colour, somewhat bluer; their light is taken from the disc (in ``c``)."""
+    """Knots of the galaxy in ``c``, somewhat bluer than it, whose light is taken from it."""
     num = len(c["source_R_sersic"])
     shape, size = (num, CLUMPS), num * CLUMPS
     is_there = np.arange(CLUMPS) < given.number.sample(rng, num)[:, None]
-    share = given.share.sample(rng, num)[:, None] * is_there / np.fmax(is_there.sum(1, keepdims=True), 1)
-    weight = share * rng.uniform(0.5, 1.5, shape)
+    weight = is_there * rng.uniform(0.5, 1.5, shape)
+    drawn = {"clump_share": weight / np.fmax(weight.sum(1, keepdims=True), 1e-9)}
+    share = (given.share.sample(rng, num) * is_there.any(1))[:, None]
+    # From the bluest band to the reddest; a single band has no colour.
+    bluer = np.linspace(-0.2, 0.1, len(bands)) * (len(bands) > 1)
+    with np.errstate(divide="ignore"):
+        drawn["clump_magnitude"] = _share(c["source_magnitude"], share) + bluer
+    drawn["source_magnitude"] = _share(c["source_magnitude"], 1 - share)
+    drawn["clump_radius"] = c["source_R_sersic"][:, None] * given.radius.sample(rng, size).reshape(shape)
     distance = c["source_R_sersic"][:, None] * np.sqrt(rng.uniform(0, 2.5, shape))
     x, y = _in_plane(c["source_e1"], c["source_e2"], *_polar(distance, _angle(size, rng).reshape(shape)))
-    with np.errstate(divide="ignore"):
-        magnitude = c["source_magnitude"][:, None] - 2.5 * np.log10(weight)[..., None]
-    # From the bluest band to the reddest.
-    magnitude = magnitude + np.linspace(-0.2, 0.1, len(bands)) * (len(bands) > 1)
-    c["source_magnitude"] = c["source_magnitude"] - 2.5 * np.log10(1 - weight.sum(1, keepdims=True))
-    radius = c["source_R_sersic"][:, None] * given.radius.sample(rng, size).reshape(shape)
-    place = {"clump_x": c["source_x"][:, None] + x, "clump_y": c["source_y"][:, None] + y}
-    return place | {"clump_magnitude": magnitude, "clump_radius": radius, "source_magnitude": c["source_magnitude"]}
+    return drawn | {"clump_x": c["source_x"][:, None] + x, "clump_y": c["source_y"][:, None] + y}
 
 
 def _in_plane(e1: np.ndarray, e2: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def expose(image: Tensor, scenes: Scenes, exposure: Exposure, noise: Tensor) -> 
 
     Args:
         image: electrons per second, shape (B, C, H, W).
-        noise: standard normal deviates, shape (layers, B, C, H, W): see ``Exposure.num_layers``.
+        noise: standard normal deviates, shape (B, layers, C, H, W): see ``Exposure.num_layers``.
 
     Returns:
         electrons above the mean sky, shape (B, C, H, W), and the total S/N of the image, shape (B,).
@@ -100,11 +100,11 @@ def expose(image: Tensor, scenes: Scenes, exposure: Exposure, noise: Tensor) -> 
     if exposure.noise == "none":
         return image, snr
     if exposure.noise == "twice":
-        mean = (signal + sky + variance.sqrt() * noise[0]).clamp_min(0)
-        return observe.poisson(mean, noise[1]) - sky, snr
-    electrons = observe.poisson(signal + sky, noise[0], least=exposure.least_sky) - sky
-    if len(noise) > 1:
-        electrons = electrons + noise[1] * read_variance.sqrt()
+        mean = (signal + sky + variance.sqrt() * noise[:, 0]).clamp_min(0)
+        return observe.poisson(mean, noise[:, 1]) - sky, snr
+    electrons = observe.poisson(signal + sky, noise[:, 0], least=exposure.least_sky) - sky
+    if noise.shape[1] > 1:
+        electrons = electrons + noise[:, 1] * read_variance.sqrt()
     return electrons, snr
 
 

@@ -130,8 +130,8 @@ def _extend(
         return {}
     distances = angular_diameter_distances(preset.z_lens, preset.z_source)
     mass = np.maximum(theta_E**2 * mass_of_unit_theta_E(distances), 1.0)
-    concentration = haloes.concentration(mass, preset.z_lens, half_mode_mass)
-    concentration = concentration * 10 ** rng.normal(0.0, priors.concentration_scatter, mass.shape)
+    median = haloes.concentration(mass, preset.z_lens) * haloes.concentration_drop(mass, half_mode_mass)
+    concentration = median * 10 ** rng.normal(0.0, priors.concentration_scatter, mass.shape)
     alpha_Rs, Rs = haloes.halo_scales(mass, concentration, distances, preset.z_lens)
     r_trunc = Rs * priors.tau.sample(rng, mass.shape)
     return {"sub_alpha_Rs": np.where(theta_E > 0, alpha_Rs, 0.0), "sub_Rs": Rs, "sub_r_trunc": r_trunc}
