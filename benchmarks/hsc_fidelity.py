@@ -48,6 +48,7 @@ def picture(rows: dict[str, np.ndarray]) -> Figure:
         for axis in line:
             axis.set_xticks([])
             axis.set_yticks([])
+            axis.set_frame_on(False)
         for axis, image in zip(line, images, strict=False):
             axis.imshow(np.sqrt(image[::-1].transpose(1, 2, 0)), origin="lower")
         line[0].set_ylabel(name, fontsize=8)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from astropy.modeling.functional_models import Moffat2D
 from lenstronomy.Data.pixel_grid import PixelGrid
 from lenstronomy.Data.psf import PSF
 from lenstronomy.ImSim.image_model import ImageModel
@@ -13,6 +14,7 @@ from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
 from lenstronomy.LightModel.Profiles.sersic import Sersic
 from lenstronomy.Util.data_util import magnitude2cps
+from scipy import ndimage
 from torch import Tensor
 
 Kwargs = dict[str, Any]
@@ -71,16 +73,29 @@ def scene(truth: Kwargs, simulator: Any) -> np.ndarray:
     flux = magnitude2cps(truth["magnitude"], exposure.zero_point[0])
     amplitude = flux / Sersic().total_flux(amp=1.0, **shape)
     source = shape | {"amp": amplitude, "center_x": truth["source_x"], "center_y": truth["source_y"]}
-    size, psf = (preset.num_pix, preset.pixel_scale), (truth["psf_fwhm"], exposure.psf_radius)
+    size, fwhm = (preset.num_pix, preset.pixel_scale), truth["psf_fwhm"]
     # Brightness is per arcsec^2, an image per pixel: lenstronomy multiplies by the area.
-    return picture(*size, lens, kwargs_lens, source, *psf, exposure.supersampling)
+    if exposure.psf_beta is None:
+        return picture(*size, lens, kwargs_lens, source, fwhm, exposure.psf_radius, exposure.supersampling)
+    sharp = picture(*size, lens, kwargs_lens, source, None, supersampling=exposure.supersampling)
+    return ndimage.convolve(sharp, moffat(fwhm / size[1], exposure.psf_beta, exposure.psf_radius), mode="nearest")
+
+
+def moffat(fwhm: float, beta: float, radius: int) -> np.ndarray:
+    """astropy's Moffat profile at the centres of pixels, FWHM in pixels, of sum 1."""
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    kernel = Moffat2D(gamma=fwhm / 2 / np.sqrt(2 ** (1 / beta) - 1), alpha=beta)(x, y)
+    return kernel / kernel.sum()
 
 
 def lenses(truth: Kwargs, world: Any) -> tuple[list[str], list[Kwargs]]:
     """Names and keyword arguments of the macro lens and its subhaloes."""
     center = {name: truth[name] for name in ("center_x", "center_y")}
-    names = ["SIE", "SHEAR"]
     macro = {"theta_E": truth["theta_E_macro"], "e1": truth["e1"], "e2": truth["e2"]} | center
+    names = ["SIE", "SHEAR"]
+    if truth["e1"] == truth["e2"] == 0:
+        # Its SIE makes a round lens a little flat, by 1e-8.
+        names, macro = ["SIS", "SHEAR"], {"theta_E": macro["theta_E"]} | center
     kwargs = [macro, {name: truth[name] for name in ("gamma1", "gamma2")}]
     for m in (3, 4):
         names.append("MULTIPOLE")

@@ -52,6 +52,8 @@ def simulate(
     ),
     device: Annotated[str, typer.Option(help="Where rays are traced: cpu or cuda")] = "cpu",
     compile: Annotated[bool, typer.Option("--compile", help="Several times faster after some seconds")] = False,
+    galaxies: Annotated[Path | None, typer.Option(help="Folder of galaxy cutouts (FITS, .npy) as sources")] = None,
+    part: Annotated[str | None, typer.Option(help="Which galaxies: train, val or test; none is in two parts")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render and write")] = 1,
     preview: Annotated[Path | None, typer.Option(help="Draw a labelled grid of images to this picture instead")] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="Show the presets and stop")] = False,
@@ -71,7 +73,8 @@ def simulate(
     from deeplense.simulate.generate import Simulator
 
     given = configs.parse_settings(settings or [])
-    simulator = Simulator(preset, fidelity, seed, device=device, compile=compile, settings=given)
+    options = {"device": device, "compile": compile, "galaxies": galaxies, "part": part}
+    simulator = Simulator(preset, fidelity, seed, settings=given, **options)  # type: ignore[arg-type]
     if preview is not None:
         from deeplense.simulate.preview import write_preview
 

@@ -46,6 +46,7 @@ class DataConfig(Section):
     num_val: PositiveInt = 960
     fresh: bool = True  # new images in every epoch, or the same ones again
     settings: list[str] = []  # values of the preset that are to be others, as ["positive_fraction=0.05", ...]
+    galaxies: str | None = None  # a folder of observed galaxies as sources, other ones for validation
     strength: list[float] = [1.0]  # factor on the substructure's mass in each of the first epochs; the last one stays
     compile: bool = False  # trace rays with torch.compile: several times faster after some seconds of set-up
 

@@ -27,8 +27,6 @@ TRUTH = pa.table(
     }
 )
 
-# What lies beside the shards: without this word, pyarrow takes every file of a folder for Parquet.
-NO_SHARDS = ["README.md", "dataset.json"]
 ONES = [("label", "==", 1)]
 
 
@@ -49,11 +47,8 @@ def folder(tmp_path_factory) -> Path:
     """Three shards of 12, 12 and 6 images; README.md and dataset.json lie beside them."""
     out = tmp_path_factory.mktemp("written") / "lenses"
     store.write(lens_set(), out, 12)
-    assert {path.name for path in out.iterdir()} == {
-        *(f"part-0000{i}.parquet" for i in range(3)),
-        "README.md",
-        "dataset.json",
-    }
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert names == {*(f"data/part-0000{i}.parquet" for i in range(3)), "README.md", "dataset.json"}
     return out
 
 
@@ -86,7 +81,7 @@ def test_hugging_face_datasets_opens_the_folder_by_its_card(folder, hugging_face
 
 
 def test_hugging_face_datasets_opens_the_shards(folder, hugging_face, tmp_path):
-    files = str(folder / "part-*.parquet")
+    files = str(folder / "data" / "part-*.parquet")
     check_hugging_face(hugging_face.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path)))
 
 
@@ -112,7 +107,7 @@ def check_hugging_face(loaded) -> None:
 
 
 def test_pandas_opens_the_folder(folder):
-    check_frame(pd.read_parquet(folder, ignore_prefixes=NO_SHARDS))
+    check_frame(pd.read_parquet(folder / "data"))
 
 
 def check_frame(frame: pd.DataFrame) -> None:
@@ -126,11 +121,11 @@ def check_frame(frame: pd.DataFrame) -> None:
 
 
 def test_pandas_opens_the_shards_one_by_one(folder):
-    check_frame(pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))]))
+    check_frame(pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("data/part-*.parquet"))]))
 
 
 def test_pandas_picks_columns_and_rows(folder):
-    frame = pd.read_parquet(folder, columns=["name", "theta_E"], filters=ONES, ignore_prefixes=NO_SHARDS)
+    frame = pd.read_parquet(folder / "data", columns=["name", "theta_E"], filters=ONES)
     assert frame.columns.tolist() == ["name", "theta_E"]
     assert frame.name.tolist() == [f"{i:08d}" for i in range(1, NUM, 3)]
 
@@ -145,11 +140,11 @@ def check_table(table: pa.Table) -> None:
 
 
 def test_pyarrow_opens_the_folder(folder):
-    check_table(pq.read_table(folder, ignore_prefixes=NO_SHARDS))
+    check_table(pq.read_table(folder / "data"))
 
 
 def test_pyarrow_dataset_opens_the_folder(folder):
-    opened = pads.dataset(folder, format="parquet", exclude_invalid_files=True)
+    opened = pads.dataset(folder / "data")
     assert [Path(path).name for path in opened.files] == [f"part-0000{i}.parquet" for i in range(3)]
     check_table(opened.to_table())
     assert opened.count_rows(filter=pads.field("label") == 2) == NUM // 3

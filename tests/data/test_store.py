@@ -65,7 +65,7 @@ def test_round_trip_is_exact(tmp_path, shard_size):
     assert store.is_store(tmp_path)
     assert_equal(store.open(tmp_path), lens_set())
     assert_equal(read(tmp_path), lens_set())
-    assert len(list(tmp_path.glob("part-*.parquet"))) == -(-10 // shard_size)
+    assert len(list(tmp_path.glob("data/part-*.parquet"))) == -(-10 // shard_size)
 
 
 def test_round_trip_without_labels_parameters_or_scale(tmp_path):
@@ -95,10 +95,10 @@ def test_large_store_is_memory_mapped(tmp_path):
 
 def test_shards_are_plain_parquet(tmp_path):
     store.write(lens_set(), tmp_path)
-    frame = pd.read_parquet(tmp_path / "part-00000.parquet")
+    frame = pd.read_parquet(tmp_path / "data" / "part-00000.parquet")
     assert list(frame.columns) == ["name", "label", "image", "theta_E", "log10_m_axion", "M_sub"]
     assert np.array_equal(np.stack(frame.image).reshape(-1, 2, 6, 5), lens_set().images)
-    schema = pq.read_schema(tmp_path / "part-00000.parquet")
+    schema = pq.read_schema(tmp_path / "data" / "part-00000.parquet")
     assert schema.field("image").type.list_size == 60
     common = json.loads(schema.metadata[b"deeplense"])
     assert common["shape"] == [2, 6, 5] and common["classes"] == ["no", "sphere", "vort"]
@@ -112,7 +112,13 @@ def test_record_and_card_say_what_is_in_it(tmp_path):
         assert hashlib.sha256((tmp_path / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\n") and card.count("\n---\n") == 1
-    for text in ("| 0 | no | 4 |", "| 1 | sphere | 3 |", "| M_sub | list", '"made by": "a test"', "part-*.parquet"):
+    for text in (
+        "| 0 | no | 4 |",
+        "| 1 | sphere | 3 |",
+        "| M_sub | list",
+        '"made by": "a test"',
+        "data/part-*.parquet",
+    ):
         assert text in card
 
 
@@ -146,13 +152,13 @@ def test_writer_in_any_order_equals_one_write(tmp_path):
 def test_complete_shards_are_not_rewritten(tmp_path):
     writer = store.ShardWriter(tmp_path, 10, 4, HEADER)
     writer.write(1, lens_set(4, 4))
-    before = (tmp_path / "part-00001.parquet").stat()
+    before = (tmp_path / "data" / "part-00001.parquet").stat()
     again = store.ShardWriter(tmp_path, 10, 4, HEADER)
     assert again.missing() == [0, 2]
     again.write(0, lens_set(0, 4))
     again.write(2, lens_set(8, 2))
     again.finish()
-    after = (tmp_path / "part-00001.parquet").stat()
+    after = (tmp_path / "data" / "part-00001.parquet").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
@@ -278,23 +284,23 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
 
 
 def damage_bytes(folder: Path) -> None:
-    path = folder / "part-00001.parquet"
+    path = folder / "data" / "part-00001.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
 
 
 def damage_end(folder: Path) -> None:
-    path = folder / "part-00001.parquet"
+    path = folder / "data" / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
 
 
 def damage_missing(folder: Path) -> None:
-    (folder / "part-00001.parquet").unlink()
+    (folder / "data" / "part-00001.parquet").unlink()
 
 
 def damage_swap(folder: Path) -> None:
-    (folder / "part-00002.parquet").replace(folder / "part-00001.parquet")
+    (folder / "data" / "part-00002.parquet").replace(folder / "data" / "part-00001.parquet")
 
 
 @pytest.mark.parametrize("damage", [damage_bytes, damage_end, damage_missing, damage_swap])
@@ -317,10 +323,19 @@ def test_record_cannot_point_out_of_its_folder(tmp_path):
     store.write(lens_set(), tmp_path / "a")
     store.write(lens_set(), tmp_path / "b")
     record = (tmp_path / "b" / "dataset.json").read_text()
-    (tmp_path / "b" / "dataset.json").write_text(record.replace('"part', '"../a/part'))
-    (tmp_path / "b" / "part-00000.parquet").unlink()
-    with pytest.raises(DataError, match=r"b/part-00000.parquet is damaged"):
+    (tmp_path / "b" / "dataset.json").write_text(record.replace('"data/part', '"../a/data/part'))
+    (tmp_path / "b" / "data" / "part-00000.parquet").unlink()
+    with pytest.raises(DataError, match=r"b/data/part-00000.parquet is damaged"):
         store.open(tmp_path / "b")
+
+
+def test_sets_of_the_first_version_are_read(tmp_path):
+    store.write(lens_set(), tmp_path, 4)
+    for path in (tmp_path / "data").iterdir():
+        path.rename(tmp_path / path.name)
+    record = (tmp_path / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(record.replace('"data/part', '"part'))
+    assert_equal(store.open(tmp_path), lens_set())
 
 
 # ---- the DeepLense folder layout

@@ -51,8 +51,8 @@ def test_number_of_subhaloes_is_poisson():
 
 
 def test_masses_have_the_slope_and_sum_to_their_share():
-    for truth in SPHERES:
-        assert (truth["sub_theta_E"] ** 2).sum() == pytest.approx(truth["f_sub"] * THETA_E**2)
+    for row in SPHERES:
+        assert (row["sub_theta_E"] ** 2).sum() == pytest.approx(row["f_sub"] * THETA_E**2)
     f_sub = [t["f_sub"] for t in SPHERES]
     assert stats.kstest(f_sub, stats.uniform(*_width(WORLD.sphere.f_sub.uniform)).cdf).pvalue > 0.01
     # The share rescales the masses of an image, which leaves their ratios: with p(m) ~ m^-1.9, the logarithm of a mass

@@ -38,8 +38,8 @@ def dataset_card(paths: Sequence[Path], common: Mapping[str, Any], settings: Map
             "",
             "```python\nfrom deeplense.data.read import read\n\nlenses = read('.')  # this folder\n```",
             "",
-            "Any Parquet reader opens the shards too (pyarrow, pandas, Hugging Face datasets, Ray Data); "
-            f"reshape `image` to {channels} x {height} x {width}.",
+            "Other libraries open it with one call: `datasets.load_dataset('.')`, `pandas.read_parquet('data')`, "
+            f"`pyarrow.parquet.read_table('data')`; reshape `image` to {channels} x {height} x {width}.",
             "",
             *_classes(paths, common["classes"]),
             *_columns(pq.read_schema(paths[0])),
@@ -64,7 +64,7 @@ def _front_matter(num: int, classes: Sequence[str]) -> str:
     if classes:
         lines.append("task_categories: [image-classification]")
     lines += ["tags: [astronomy, gravitational-lensing, deeplense]"]
-    lines += ["configs:", "- config_name: default", "  data_files: part-*.parquet", "---", ""]
+    lines += ["configs:", "- config_name: default", "  data_files: data/part-*.parquet", "---", ""]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from deeplense.data import memory, shards
 from deeplense.data.schema import LensSet
-from deeplense.data.writer import FINISHED, UNFINISHED, NpyWriter, ShardWriter, load_record
+from deeplense.data.writer import DATA, FINISHED, UNFINISHED, NpyWriter, ShardWriter, load_record
 from deeplense.errors import DataError
 
 __all__ = ["NpyWriter", "ShardWriter", "check_finished", "is_store", "open", "write", "write_npy"]
@@ -66,8 +66,7 @@ def open(path: Path | str, *, max_memory_gb: float = 8.0) -> LensSet:
         raise DataError(f"{folder} holds no deeplense data set (no {FINISHED}); read folders of images with read()")
     record = load_record(folder / FINISHED)
     try:
-        # Only the last part of a name counts: a record from elsewhere cannot point out of its folder.
-        parts = [(folder / Path(part["file"]).name, int(part["rows"])) for part in record["shards"]]
+        parts = [(_shard(folder, Path(part["file"])), int(part["rows"])) for part in record["shards"]]
         common = {key: record[key] for key in ("pixel_scale", "provenance")}
         images = memory.empty((sum(rows for _, rows in parts), *record["shape"]), max_memory_gb)
         classes = tuple(record["classes"])
@@ -84,6 +83,12 @@ def open(path: Path | str, *, max_memory_gb: float = 8.0) -> LensSet:
         params=params.replace_schema_metadata(None) if params.column_names else None,
         **common,
     )
+
+
+def _shard(folder: Path, file: Path) -> Path:
+    """A shard of a record. Only the last part of its name counts: a record cannot point out of its folder."""
+    is_beside = file.parent == Path()  # sets of the first version have no folder for their shards
+    return folder / file.name if is_beside else folder / DATA / file.name
 
 
 def _read_parts(parts: list[tuple[Path, int]], images: np.ndarray) -> pa.Table:

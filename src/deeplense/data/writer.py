@@ -27,6 +27,8 @@ from deeplense.errors import DataError, RunError
 logger = logging.getLogger(__name__)
 
 FINISHED = "dataset.json"
+# Shards have a folder of their own: pandas and pyarrow take every file of a folder for Parquet.
+DATA = "data"
 UNFINISHED = "unfinished.json"
 
 
@@ -124,17 +126,18 @@ class _Writer(ABC):
 
 
 class ShardWriter(_Writer):
-    """Parquet shards `part-00000.parquet` ..., then README.md (the dataset card) and dataset.json."""
+    """Parquet shards `data/part-00000.parquet` ..., then README.md (the dataset card) and dataset.json."""
 
     format = "parquet"
 
     def _path(self, shard: int) -> Path:
-        return self.out / f"part-{shard:05d}.parquet"
+        return self.out / DATA / f"part-{shard:05d}.parquet"
 
     def _has(self, shard: int) -> bool:
         return shards.num_rows(self._path(shard)) == len(self.rows(shard))
 
     def _write(self, shard: int, lens_set: LensSet) -> None:
+        (self.out / DATA).mkdir(exist_ok=True)
         shards.write_shard(self._path(shard), lens_set)
 
     def _finish(self) -> None:
@@ -199,7 +202,12 @@ def load_record(path: Path) -> dict[str, Any]:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "rows": shards.num_rows(path), "bytes": path.stat().st_size, "sha256": digest}
+    return {
+        "file": f"{DATA}/{path.name}",
+        "rows": shards.num_rows(path),
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+    }
 
 
 def _npy_paths(lens_set: LensSet) -> list[str]:

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deeplense.errors import ConfigError
 
 ARCSEC = math.pi / 180 / 3600
-Number = TypeVar("Number", float, torch.Tensor)
+Number = TypeVar("Number", float, torch.Tensor, "NDArray[np.float64]")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def deflect_sie(
     along, across = rotate(theta_x - center_x, theta_y - center_y, cos, sin)
     upright = torch.zeros((), dtype=q.dtype, device=q.device)
     alpha = func.reduced_deflection_angle_sie(upright, upright, q, upright, theta_E, along, across, SOFTENING)
-    return rotate(*alpha, cos, -sin)
+    return rotate(alpha[0], alpha[1], cos, -sin)
 
 
 def converge_sie(

@@ -141,7 +141,8 @@ def _fast_length(length: int) -> int:
 
 def signal_to_noise(image: Tensor, noise_map: Tensor) -> Tensor:
     """Total signal-to-noise ratio of each image, sqrt(sum (image / noise)^2), shape (B,)."""
-    return torch.sqrt(((image / noise_map) ** 2).flatten(1).sum(1))
+    # In double precision: the order of the sum is the number of threads' own.
+    return ((image / noise_map) ** 2).flatten(1).sum(1, dtype=torch.float64).sqrt().to(image.dtype)
 
 
 # Below this mean the quantile expansion is off by more than half a percent; it is cheap to be exact there.

@@ -37,7 +37,7 @@ def _cosmic_ray(image: np.ndarray, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(1, 4)):
         length, angle = rng.uniform(1, 0.2 * size), rng.uniform(0, math.pi)
         step = np.arange(0, length, 0.5)
-        x, y = (np.round(rng.uniform(0, size) + step * trig).astype(int) for trig in (math.cos(angle), math.sin(angle)))
+        x, y = (np.floor(rng.uniform(0, size) + step * trig).astype(int) for trig in (math.cos(angle), math.sin(angle)))
         inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
         peak = _span(image)[channel, 0, 0] * rng.uniform(0.3, 2)
         image[channel, y[inside], x[inside]] += peak * rng.uniform(0.5, 1, inside.sum())
@@ -60,9 +60,9 @@ def _column(image: np.ndarray, rng: np.random.Generator) -> None:
 
 def _edge(image: np.ndarray, rng: np.random.Generator) -> None:
     """The edge of a chip: beyond a line the noise is another one, or there are no data."""
-    beyond = _across(image, rng) + rng.uniform(0.1, 0.45) * image.shape[-1] * rng.choice([-1, 1]) > 0
-    # The line may miss the image: the larger part is always left.
-    beyond = beyond if beyond.mean() < 0.5 else ~beyond
+    across = _across(image, rng)
+    # The smaller part is lost.
+    beyond = across > 0 if (across > 0).mean() < 0.5 else across < 0
     which = slice(None) if rng.random() < 0.6 else slice(k := rng.integers(len(image)), k + 1)
     part = image[which]
     if rng.random() < 0.4:
@@ -80,7 +80,9 @@ def _bleed(image: np.ndarray, rng: np.random.Generator) -> None:
         dx, dy = dy, dx
     streak = np.exp(-0.5 * (dx / rng.uniform(2, 20)) ** 2 - 0.5 * (dy / rng.uniform(0.6, 2.5)) ** 2)
     depth = noise_level(image) * np.exp(rng.uniform(math.log(30), math.log(1000)))
-    image -= depth * (rng.random((len(image), 1, 1)) < 0.85) * streak
+    has_it = rng.random((len(image), 1, 1)) < 0.85
+    has_it[rng.integers(len(image))] = True
+    image -= depth * has_it * streak
 
 
 def _smear(image: np.ndarray, rng: np.random.Generator) -> None:
@@ -107,11 +109,10 @@ def _spikes(image: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> N
 
 
 def _across(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Signed distance of each pixel from a line through the image, in any direction, shape (H, W)."""
-    size, angle = image.shape[-1], rng.uniform(0, math.pi)
-    y, x = np.indices(image.shape[1:])
-    x0, y0 = rng.uniform(0.2 * size, 0.8 * size, 2)
-    return (x - x0) * math.sin(angle) - (y - y0) * math.cos(angle)
+    """Signed distance in pixels from a line through the image, in any direction, shape (H, W)."""
+    size, angle = image.shape[-1], rng.uniform(0, 2 * math.pi)
+    y, x = np.indices(image.shape[1:]) - (size - 1) / 2
+    return x * math.sin(angle) - y * math.cos(angle) - rng.uniform(0, 0.45) * size
 
 
 def _span(image: np.ndarray) -> np.ndarray:

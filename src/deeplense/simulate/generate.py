@@ -6,7 +6,8 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from deeplense import __version__
+from deeplense.data.galaxies import read_galaxies
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
 from deeplense.simulate import preset as presets
-from deeplense.simulate import scene, survey, truth
+from deeplense.simulate import scene, sources, survey, truth
 from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.render import photograph, render, scale
 from deeplense.simulate.scene import Scenes
@@ -49,6 +51,8 @@ class Simulator:
         compile: use ``torch.compile``: some seconds of set-up, then several times faster. Noiseless values agree
             with the ordinary engine to rounding (2e-5 of the peak), not to the bit.
         settings: values of the preset to be changed, by dotted name: ``{"positive_fraction": 0.05}``.
+        galaxies: a folder of galaxy cutouts that serve as sources (``data.galaxies.read_galaxies``).
+        part: which of them: ``train``, ``val`` or ``test``; no galaxy is in two parts. All of them if not given.
 
     Raises:
         ConfigError: an unknown preset, fidelity or setting, a negative seed or strength, or a device that is not there.
@@ -63,13 +67,22 @@ class Simulator:
         device: str = "cpu",
         compile: bool = False,
         settings: Mapping[str, Any] | None = None,
+        galaxies: Path | str | None = None,
+        part: str | None = None,
     ) -> None:
         if seed < 0 or strength <= 0:
             raise ConfigError(f"seed={seed}, strength={strength}: the seed is 0 or more, the strength above 0")
         given = presets.load(preset) if isinstance(preset, str) else preset
         self.preset = given.changed(fidelity, settings) if settings else given
-        self._recipe = {"preset": preset, "fidelity": fidelity, "seed": seed, "strength": strength, "device": device}
-        self._recipe |= {"compile": compile, "settings": settings}
+        self._recipe: dict[str, Any] = {
+            "preset": preset,
+            "fidelity": fidelity,
+            "seed": seed,
+            "strength": strength,
+            "device": device,
+        }
+        self._recipe |= {"compile": compile, "settings": settings, "galaxies": galaxies, "part": part}
+        self.bank = read_galaxies(galaxies, part=part) if galaxies is not None else None
         self.world = self.preset.world(fidelity)
         self.exposure = self.world.observation.exposure(self.preset.pixel_scale)
         self.fidelity, self.seed, self.strength, self.device = fidelity, seed, strength, _usable(device)
@@ -103,7 +116,7 @@ class Simulator:
             "simulator": f"deeplense {__version__}",
             "pixels": PIXELS,
             "preset": self.preset.name,
-            "preset_hash": hashlib.sha256(self.preset.model_dump_json().encode()).hexdigest()[:12],
+            "preset_hash": hashlib.sha256(self.preset.model_dump_json(exclude_unset=True).encode()).hexdigest()[:12],
             "fidelity": self.fidelity,
             "seed": self.seed,
             "strength": self.strength,
@@ -111,22 +124,38 @@ class Simulator:
             "device": self.device,
             "settings": self.settings,
             "bands": list(self.exposure.bands),
+            "galaxies": self._bank_provenance(),
         }
+
+    def _bank_provenance(self) -> dict[str, Any] | None:
+        if self.bank is None:
+            return None
+        return {"part": self._recipe["part"], "number": len(self.bank), "fingerprint": self.bank.fingerprint()}
 
     def groups(self, number: int) -> list[Columns]:
         """The parameters of a block's images, in groups that are rendered together: one for each class of substructure.
 
         Image ``i`` of the block is number ``i // len(groups)`` of group ``i % len(groups)``.
         """
-        if not isinstance(self.world, World):
-            rng = scene.generator(self.seed, number, 0, scene.SCENE)
-            return [survey.draw(self.world, BLOCK, rng) | self.exposure.draw(BLOCK, rng)]
-        kinds = range(len(self.classes))
-        draw = partial(scene.draw, self.preset, self.world)
-        size = BLOCK // len(kinds)
-        return [
-            draw(kind, size, self.strength, scene.generator(self.seed, number, kind, scene.SCENE)) for kind in kinds
-        ]
+        if isinstance(self.world, World):
+            return [self._lenses(self.world, number, kind) for kind in range(len(self.classes))]
+        rng = scene.generator(self.seed, number, 0, scene.SCENE)
+        columns = survey.draw(self.world, BLOCK, rng) | self.exposure.draw(BLOCK, rng)
+        return [columns | self._galaxies(columns["source_R_sersic"], number, 0)]
+
+    def _lenses(self, world: World, number: int, kind: int) -> Columns:
+        rng = scene.generator(self.seed, number, kind, scene.SCENE)
+        columns = scene.draw(self.preset, world, kind, BLOCK // len(self.classes), self.strength, rng)
+        return columns | self._galaxies(columns["R_sersic"], number, kind)
+
+    def _galaxies(self, R_sersic: np.ndarray, number: int, kind: int) -> Columns:
+        if self.bank is None:
+            return {}
+        return sources.draw(self.bank, R_sersic, scene.generator(self.seed, number, kind, scene.GALAXIES))
+
+    def _scenes(self, columns: Columns, dtype: torch.dtype = torch.float32) -> Scenes:
+        scenes = Scenes.of(columns, dtype, self.device)
+        return scenes if self.bank is None else sources.add_images(scenes, self.bank, columns)
 
     def truth(self, index: int) -> dict[str, Any]:
         """The parameters of one image, without rendering it: numbers, and arrays of its haloes."""
@@ -140,7 +169,7 @@ class Simulator:
         for row, i in enumerate(np.asarray(index).tolist()):
             groups = self._cached_groups(i // BLOCK)
             kind, place = i % BLOCK % len(groups), i % BLOCK // len(groups)
-            scenes = Scenes.of(scene.select(groups[kind], slice(place, place + 1)), dtype, self.device)
+            scenes = self._scenes(scene.select(groups[kind], slice(place, place + 1)), dtype)
             images[row] = render(scenes, self.preset, self.world, self.exposure, kind)[0].cpu().numpy()
         return images
 
@@ -151,7 +180,7 @@ class Simulator:
         snr = np.empty(BLOCK)
         for kind, columns in enumerate(groups):
             rows = slice(kind, None, len(groups))
-            scenes = Scenes.of(columns, device=self.device)
+            scenes = self._scenes(columns)
             layers = self._noise(number, kind, len(scenes)).to(self.device)
             image, ratio = self._photograph(scenes, self.preset, self.world, self.exposure, kind, layers)
             images[rows], snr[rows] = image.cpu().numpy(), ratio.cpu().numpy()
@@ -223,7 +252,7 @@ def keep_freed_memory() -> None:
 @cache
 def can_compile() -> bool:
     """Whether torch.compile finds what it needs, a C++ compiler above all; logs a line if it does not."""
-    # Presets, classes and halo numbers are graphs of their own; at its limit of 8 the compiler would give up in silence.
+    # Presets, classes and halo numbers are graphs of their own; at its limit of 8 the compiler would silently give up.
     torch._dynamo.config.recompile_limit = 256
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8))

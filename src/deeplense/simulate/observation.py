@@ -90,7 +90,7 @@ class Observation(Table):
             seeing=self.seeing,
             time=tuple(_prior(self._number("exposure_time", band)) for band in bands.values()),
             num_exposures=tuple(number.tolist()),
-            sky=tuple((magnitude_to_counts(sky, zero_point) * pixel_scale**2).tolist()),
+            sky=tuple((magnitude_to_counts(sky - zero_point, 0.0) * pixel_scale**2).tolist()),
             zero_point=tuple(zero_point.tolist()),
             read_variance=tuple((number * read_noise**2).tolist()),
             background_rms=self.background_rms,
@@ -160,7 +160,7 @@ class Exposure:
     @property
     def least_sky(self) -> float:
         """Electrons per pixel below which no mean is, in any band or image."""
-        shortest = (_lowest(prior) * n for prior, n in zip(self.time, self.num_exposures, strict=True))
+        shortest = (max(prior.low, 0.0) * n for prior, n in zip(self.time, self.num_exposures, strict=True))
         return min(sky * time for sky, time in zip(self.sky, shortest, strict=True))
 
 
@@ -191,9 +191,3 @@ def _kernels(bands: dict[str, Band | None], pixel_scale: float) -> Tensor | None
     if len(files) < len(bands) or len({kernel.shape for kernel in kernels}) > 1:
         raise ConfigError(f"PSF files of {', '.join(files)}: all bands of an image need one, of the same size")
     return torch.stack(kernels)
-
-
-def _lowest(prior: Prior) -> float:
-    """A value below which no draw falls, for the priors that an exposure time may have."""
-    low = prior.value or (prior.uniform or prior.log_uniform or prior.within or (0.0,))[0]
-    return float(low)

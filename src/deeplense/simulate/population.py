@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from deeplense.lensing.cosmology import ARCSEC
-from deeplense.simulate.survey_priors import Arm, Clumps, Population, Shapes, SurveyWorld, Visibility
-
-Columns = dict[str, np.ndarray]
-# Room in every image: knots of the source or of a disc; companions, group members and chance neighbours together.
-CLUMPS, NEIGHBOURS = 4, 6
-SPEED_OF_LIGHT = 299792.458
-DARK = np.inf
+from deeplense.simulate.galaxies import (
+    CLUMPS,
+    DARK,
+    NEIGHBOURS,
+    Columns,
+    arms,
+    clumps,
+    distance_modulus,
+    early,
+    either,
+    ellipticity,
+    galaxy,
+    half_light_radius,
+    padded,
+    polar,
+    random_angle,
+    take_share,
+    velocity_dispersion,
+)
+from deeplense.simulate.survey_priors import Population, SurveyWorld, Visibility
 
 
 def draw(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
@@ -52,7 +63,7 @@ def draw(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
                 axis = name[-2:]
                 shift = columns["center" + axis][rows] if axis in ("_x", "_y") else None
                 columns[name][rows] = value if shift is None else _shifted(value, shift)
-    _lens_source(columns)
+    _move_sources(columns)
     _add_neighbours(columns, world, rng)
     _add_star(columns, world, rng)
     _choose_artefacts(columns, world, rng)
@@ -101,7 +112,7 @@ def _empty(num: int, bands: int) -> Columns:
 def _place(columns: Columns, world: SurveyWorld, rng: np.random.Generator) -> None:
     """Where the scene is centred: near the middle, and in a few images far off."""
     num, given = len(columns["label"]), world.nuisances
-    x, y = _polar(given.off_shift.sample(rng, num), _angle(num, rng))
+    x, y = polar(given.off_shift.sample(rng, num), random_angle(num, rng))
     is_off = rng.random(num) < given.off_fraction
     for axis, far in (("x", x), ("y", y)):
         columns[f"center_{axis}"] = np.where(is_off, far, given.shift.sample(rng, num))
@@ -111,13 +122,13 @@ def _lens(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     """A lens that a survey finds, its source, and the light of both."""
     c = _visible(world, num, rng)
     lens, source, bands = world.lens, world.source, world.bands
-    c |= _early(world, c["lens_magnitude"][:, -1], c["z_lens"], rng, "lens", colours=False)
+    c |= early(world, c["lens_magnitude"][:, -1], c["z_lens"], rng, "lens", colours=False)
     for name in ("e1", "e2"):
         c[name] = np.clip(c[f"lens_{name}"] + rng.normal(0, lens.e_scatter, num), -0.45, 0.45)
-    c["gamma1"], c["gamma2"] = _polar(lens.gamma.sample(rng, num), _angle(num, rng))
-    c["source_e1"], c["source_e2"] = _ellipticity(source.q.sample(rng, num), rng)
+    c["gamma1"], c["gamma2"] = polar(lens.gamma.sample(rng, num), random_angle(num, rng))
+    c["source_e1"], c["source_e2"] = ellipticity(source.q.sample(rng, num), rng)
     c["source_n_sersic"] = source.n_sersic.sample(rng, num)
-    return c | _arms(source.arms, num, rng) | _clumps(source.clumps, c, bands, rng)
+    return c | arms(source.arms, num, rng) | clumps(source.clumps, c, bands, rng)
 
 
 def _visible(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
@@ -133,8 +144,10 @@ def _visible(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     c["source_magnitude"] = world.blue.sample(blue, c["z_source"], world.bands, rng)
     c["source_R_sersic"] = source.R_sersic.sample(rng, size)
     offset = source.offset.sample(rng, size) * c["theta_E"]
-    c["source_x"], c["source_y"] = _polar(offset, _angle(size, rng))
-    chosen = _first(_is_visible(c, offset, limits).reshape(limits.tries, num))
+    c["source_x"], c["source_y"] = polar(offset, random_angle(size, rng))
+    # In the end a lens that cannot be seen is better than one whose source stands in front.
+    rank = 2 * _is_visible(c, offset, limits) + (c["sigma_v"] < limits.sigma_v)
+    chosen = rank.reshape(limits.tries, num).argmax(0)
     return {
         name: value.reshape(limits.tries, num, *value.shape[1:])[chosen, np.arange(num)] for name, value in c.items()
     }
@@ -153,13 +166,8 @@ def _is_visible(c: Columns, offset: np.ndarray, limits: Visibility) -> np.ndarra
     return (arcs < limits.faintest) & (contrast < limits.contrast) & (c["sigma_v"] < limits.sigma_v)
 
 
-def _first(passed: np.ndarray) -> np.ndarray:
-    """The number of the first candidate that passed, shape (tries, num) -> (num,); 0 where none did."""
-    return passed.argmax(0)
-
-
-def _lens_source(columns: Columns) -> None:
-    """The source plane is centred behind the lens: shear about the origin moves what lies behind a lens that is off."""
+def _move_sources(columns: Columns) -> None:
+    """Put sources behind their lenses: shear about the origin moves what is seen at a lens that is off centre."""
     x, y, gamma1, gamma2 = (columns[name] for name in ("center_x", "center_y", "gamma1", "gamma2"))
     move = {"x": gamma1 * x + gamma2 * y, "y": gamma2 * x - gamma1 * y}
     for axis, moved in move.items():
@@ -169,7 +177,11 @@ def _lens_source(columns: Columns) -> None:
 
 def _elliptical(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     z, magnitude = _population(world.elliptical, num, rng)
-    return {"z_lens": z} | _early(world, magnitude, z, rng, "lens")
+    twin, is_twin = _visible(world, num, rng), rng.random(num) < world.elliptical.twin_fraction
+    z = np.where(is_twin, twin["z_lens"], z)
+    c = early(world, np.where(is_twin, twin["lens_magnitude"][:, -1], magnitude), z, rng, "lens")
+    c["lens_magnitude"] = np.where(is_twin[:, None], twin["lens_magnitude"], c["lens_magnitude"])
+    return c | {"z_lens": z}
 
 
 def _spiral(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
@@ -177,7 +189,7 @@ def _spiral(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     z, magnitude = _population(given, num, rng)
     bulge = given.bulge.sample(rng, num)
     c = {"z_lens": z} | _bulge_and_disc(world, magnitude, z, bulge, given_q=None, rng=rng)
-    return c | _arms(given.arms, num, rng) | _clumps(given.clumps, c, world.bands, rng)
+    return c | arms(given.arms, num, rng) | clumps(given.clumps, c, world.bands, rng)
 
 
 def _edge_on(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
@@ -198,13 +210,13 @@ def _bulge_and_disc(
     """A red, rounder bulge in a star-forming disc that lies the same way."""
     num = len(z)
     q = world.late.q.sample(rng, num) if given_q is None else given_q
-    phi, radius = rng.uniform(0, math.pi, num), _radius(world.late, magnitude, z, rng)
+    phi, radius = rng.uniform(0, math.pi, num), half_light_radius(world.late, magnitude, z, rng)
     e = (1 - q) / (1 + q)
     c: Columns = {"source_R_sersic": radius, "source_n_sersic": world.late.n_sersic.sample(rng, num)}
-    c["source_e1"], c["source_e2"] = _polar(e, 2 * phi)
+    c["source_e1"], c["source_e2"] = polar(e, 2 * phi)
     c["source_x"], c["source_y"] = np.zeros(num), np.zeros(num)
-    c["source_magnitude"] = world.blue.sample(_share(magnitude, 1 - bulge), z, world.bands, rng)
-    c["lens_magnitude"] = world.red.sample(_share(magnitude, bulge), z, world.bands, rng)
+    c["source_magnitude"] = world.blue.sample(take_share(magnitude, 1 - bulge), z, world.bands, rng)
+    c["lens_magnitude"] = world.red.sample(take_share(magnitude, bulge), z, world.bands, rng)
     c["lens_R_sersic"], c["lens_n_sersic"] = 0.3 * radius, world.early.n_sersic.sample(rng, num)
     c["lens_e1"], c["lens_e2"] = 0.4 * c["source_e1"], 0.4 * c["source_e2"]
     return c
@@ -216,33 +228,37 @@ def _ring(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     share, radius = given.share.sample(rng, num), given.radius.sample(rng, num)
     c = {"z_lens": z, "ring_share": np.ones(num), "ring_radius": radius}
     c["ring_width"] = radius * given.width.sample(rng, num)
-    c["source_e1"], c["source_e2"] = _ellipticity(given.q.sample(rng, num), rng)
+    c["source_e1"], c["source_e2"] = ellipticity(given.q.sample(rng, num), rng)
     is_red = rng.random(num) < given.red_fraction
-    c["source_magnitude"] = _either(world, is_red, _share(magnitude, share), z, rng)
-    return c | _early(world, _share(magnitude, 1 - share), z, rng, "lens") | _arms(given.arms, num, rng)
+    c["source_magnitude"] = either(world, is_red, take_share(magnitude, share), z, rng)
+    return c | early(world, take_share(magnitude, 1 - share), z, rng, "lens") | arms(given.arms, num, rng)
 
 
 def _merger(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     given = world.merger
     z, magnitude = _population(given, num, rng)
     difference, tail = given.difference.sample(rng, num), given.tail.sample(rng, num)
-    distance, angle, is_red = given.distance.sample(rng, num), _angle(num, rng), rng.random(num) > given.late_fraction
-    c = _early(world, magnitude, z, rng, "lens") | {
+    distance, angle, is_red = (
+        given.distance.sample(rng, num),
+        random_angle(num, rng),
+        rng.random(num) > given.late_fraction,
+    )
+    c = early(world, magnitude, z, rng, "lens") | {
         "z_lens": z,
-        "lens_magnitude": _either(world, is_red, magnitude, z, rng),
+        "lens_magnitude": either(world, is_red, magnitude, z, rng),
     }
-    x, y = _polar(distance, angle)
-    companion = {f"neighbour_{k}": v for k, v in _galaxy(world, is_red, magnitude + difference, z, rng).items()}
+    x, y = polar(distance, angle)
+    companion = {f"neighbour_{k}": v for k, v in galaxy(world, is_red, magnitude + difference, z, rng).items()}
     companion |= {"neighbour_x": x, "neighbour_y": y}
-    c |= _padded(companion)
+    c |= padded(companion)
     # The tail is a piece of a circle that begins at the central galaxy and bends round its own centre.
     radius, side = given.tail_radius.sample(rng, num), angle + math.pi + rng.normal(0, 0.7, num)
-    c["source_x"], c["source_y"] = _polar(radius, side + 0.5 * math.pi * rng.choice([-1, 1], num))
+    c["source_x"], c["source_y"] = polar(radius, side + 0.5 * math.pi * rng.choice([-1, 1], num))
     c |= {"ring_share": np.ones(num), "ring_radius": radius, "ring_width": radius * given.tail_width.sample(rng, num)}
     toward = np.arctan2(-c["source_y"], -c["source_x"])
     c |= {"arms_number": np.ones(num), "arms_contrast": np.ones(num), "arms_phase": toward + rng.normal(0, 0.6, num)}
     c["arms_sharpness"] = given.tail_sharpness.sample(rng, num)
-    c["source_magnitude"] = _either(world, is_red, _share(magnitude, tail), z, rng)
+    c["source_magnitude"] = either(world, is_red, take_share(magnitude, tail), z, rng)
     return c
 
 
@@ -252,13 +268,13 @@ def _group(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
     shape = (num, NEIGHBOURS)
     wide = np.broadcast_to(z[:, None], shape)
     faint = magnitude[:, None] + given.difference.sample(rng, num * NEIGHBOURS).reshape(shape)
-    members = _galaxy(world, np.ones(shape, dtype=bool), faint, wide, rng)
-    distance, angle = given.distance.sample(rng, num * NEIGHBOURS), _angle(num * NEIGHBOURS, rng)
-    members["x"], members["y"] = (v.reshape(shape) for v in _polar(distance, angle))
+    members = galaxy(world, np.ones(shape, dtype=bool), faint, wide, rng)
+    distance, angle = given.distance.sample(rng, num * NEIGHBOURS), random_angle(num * NEIGHBOURS, rng)
+    members["x"], members["y"] = (v.reshape(shape) for v in polar(distance, angle))
     is_there = np.arange(NEIGHBOURS) < given.number.sample(rng, num)[:, None]
     members["magnitude"] = np.where(is_there[..., None], members["magnitude"], DARK)
     neighbours = {f"neighbour_{name}": value for name, value in members.items()}
-    return {"z_lens": z} | _early(world, magnitude, z, rng, "lens") | neighbours
+    return {"z_lens": z} | early(world, magnitude, z, rng, "lens") | neighbours
 
 
 def _star(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
@@ -273,9 +289,11 @@ def _add_neighbours(columns: Columns, world: SurveyWorld, rng: np.random.Generat
     size, shape = num * room, (num, room)
     z = given.z.sample(rng, size).reshape(shape)
     magnitude = given.magnitude.sample(rng, size).reshape(shape)
-    chance = _galaxy(world, rng.random(shape) < given.red_fraction, magnitude, z, rng)
+    chance = galaxy(world, rng.random(shape) < given.red_fraction, magnitude, z, rng)
     chance["R_sersic"] = given.R_sersic.sample(rng, size).reshape(shape)
-    chance["x"], chance["y"] = (v.reshape(shape) for v in _polar(given.distance.sample(rng, size), _angle(size, rng)))
+    chance["x"], chance["y"] = (
+        v.reshape(shape) for v in polar(given.distance.sample(rng, size), random_angle(size, rng))
+    )
     is_free = np.isinf(columns["neighbour_magnitude"][..., -1])
     # The first free places, as many as the Poisson number asks for.
     is_there = is_free & (np.cumsum(is_free, 1) <= given.number.sample(rng, num)[:, None])
@@ -288,7 +306,7 @@ def _add_star(columns: Columns, world: SurveyWorld, rng: np.random.Generator) ->
     """A star in the field of some images; a field star stands anywhere, and slightly beyond."""
     num, given = len(columns["label"]), world.star
     place, magnitude = rng.random(num), given.field_magnitude.sample(rng, num)
-    x, y = _polar(world.neighbours.distance.sample(rng, num), _angle(num, rng))
+    x, y = polar(world.neighbours.distance.sample(rng, num), random_angle(num, rng))
     light = given.track.sample(magnitude, place, world.bands, rng)
     is_there = (rng.random(num) < given.field_fraction) & (columns["kind"] != "star")
     for name, value in (("star_x", x), ("star_y", y), ("star_magnitude", light)):
@@ -322,152 +340,5 @@ def _population(given: Population, num: int, rng: np.random.Generator) -> tuple[
     return given.z.sample(rng, num), given.magnitude.sample(rng, num)
 
 
-def _early(
-    world: SurveyWorld,
-    magnitude: np.ndarray,
-    z: np.ndarray,
-    rng: np.random.Generator,
-    prefix: str,
-    colours: bool = True,
-) -> Columns:
-    """An early-type galaxy by its magnitude in the reference band and its redshift, any shape."""
-    given, size = world.early, magnitude.size
-    c = {"R_sersic": _radius(given, magnitude, z, rng), "n_sersic": given.n_sersic.sample(rng, size).reshape(z.shape)}
-    c["e1"], c["e2"] = _ellipticity(given.q.sample(rng, size).reshape(z.shape), rng)
-    if colours:
-        c["magnitude"] = world.red.sample(magnitude, z, world.bands, rng)
-    return {f"{prefix}_{name}": value for name, value in c.items()}
-
-
-def _galaxy(
-    world: SurveyWorld, is_red: np.ndarray, magnitude: np.ndarray, z: np.ndarray, rng: np.random.Generator
-) -> Columns:
-    """Early types where ``is_red``, late types elsewhere: size, shape and magnitudes in all bands, any shape."""
-    c = {"magnitude": _either(world, is_red, magnitude, z, rng)}
-    size, shape = magnitude.size, magnitude.shape
-    radius = (_radius(given, magnitude, z, rng) for given in (world.early, world.late))
-    n_sersic, q = (
-        [getattr(given, name).sample(rng, size).reshape(shape) for given in (world.early, world.late)]
-        for name in ("n_sersic", "q")
-    )
-    c["R_sersic"], c["n_sersic"] = np.where(is_red, *radius), np.where(is_red, *n_sersic)
-    c["e1"], c["e2"] = _ellipticity(np.where(is_red, *q), rng)
-    return c
-
-
-def _either(
-    world: SurveyWorld, is_red: np.ndarray, magnitude: np.ndarray, z: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    red, blue = (track.sample(magnitude, z, world.bands, rng) for track in (world.red, world.blue))
-    return np.where(is_red[..., None], red, blue)
-
-
-def _arms(given: Arm, num: int, rng: np.random.Generator) -> Columns:
-    names = ("number", "pitch", "contrast", "sharpness")
-    drawn = {f"arms_{name}": getattr(given, name).sample(rng, num).astype(float) for name in names}
-    # Half of the galaxies turn the other way.
-    drawn["arms_pitch"] *= rng.choice([-1, 1], num)
-    drawn["arms_number"] = np.fmax(np.round(drawn["arms_number"]), 1)
-    return drawn | {"arms_phase": _angle(num, rng)}
-
-
-def _clumps(given: Clumps, c: Columns, bands: tuple[str, ...], rng: np.random.Generator) -> Columns:
-    """Knots of the galaxy in ``c``, somewhat bluer than it, whose light is taken from it."""
-    num = len(c["source_R_sersic"])
-    shape, size = (num, CLUMPS), num * CLUMPS
-    is_there = np.arange(CLUMPS) < given.number.sample(rng, num)[:, None]
-    weight = is_there * rng.uniform(0.5, 1.5, shape)
-    drawn = {"clump_share": weight / np.fmax(weight.sum(1, keepdims=True), 1e-9)}
-    share = (given.share.sample(rng, num) * is_there.any(1))[:, None]
-    # From the bluest band to the reddest; a single band has no colour.
-    bluer = np.linspace(-0.2, 0.1, len(bands)) * (len(bands) > 1)
-    with np.errstate(divide="ignore"):
-        drawn["clump_magnitude"] = _share(c["source_magnitude"], share) + bluer
-    drawn["source_magnitude"] = _share(c["source_magnitude"], 1 - share)
-    drawn["clump_radius"] = c["source_R_sersic"][:, None] * given.radius.sample(rng, size).reshape(shape)
-    distance = c["source_R_sersic"][:, None] * np.sqrt(rng.uniform(0, 2.5, shape))
-    x, y = _in_plane(c["source_e1"], c["source_e2"], *_polar(distance, _angle(size, rng).reshape(shape)))
-    return drawn | {"clump_x": c["source_x"][:, None] + x, "clump_y": c["source_y"][:, None] + y}
-
-
-def _in_plane(e1: np.ndarray, e2: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in a round disc (num, k) to those in the ellipse of e1, e2 (num,): stretched along the major axis."""
-    e, phi = np.hypot(e1, e2)[:, None], (np.arctan2(e2, e1) / 2)[:, None]
-    stretch = np.sqrt((1 + e) / (1 - e))
-    stretch = np.sqrt(stretch)
-    along, across = x * stretch, y / stretch
-    return along * np.cos(phi) - across * np.sin(phi), along * np.sin(phi) + across * np.cos(phi)
-
-
-def _padded(first: Columns) -> Columns:
-    """One companion an image, (num, ...) -> (num, NEIGHBOURS, ...), the other places dark."""
-    dark = {"neighbour_magnitude": DARK, "neighbour_R_sersic": 1.0, "neighbour_n_sersic": 1.0}
-    padded = {}
-    for name, value in first.items():
-        padded[name] = np.full((len(value), NEIGHBOURS, *value.shape[1:]), dark.get(name, 0.0))
-        padded[name][:, 0] = value
-    return padded
-
-
 def _shifted(value: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return value + shift.reshape(-1, *([1] * (value.ndim - 1)))
-
-
-def _radius(given: Shapes, magnitude: np.ndarray, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half-light radius in arcsec from the size-luminosity relation, any shape."""
-    absolute = magnitude - distance_modulus(z)
-    dex = -given.R_slope * (absolute + 22) + rng.normal(0, given.R_scatter, z.shape)
-    return np.clip(given.R_kpc * 10**dex / (1e3 * ARCSEC * angular_distance(z)), 0.05, 6.0)
-
-
-def _share(magnitude: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """The magnitude of a share of the light."""
-    return magnitude - 2.5 * np.log10(share)
-
-
-def _angle(num: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(0, 2 * math.pi, num)
-
-
-def _polar(length: Any, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return length * np.cos(angle), length * np.sin(angle)
-
-
-def _ellipticity(q: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Components of an axis ratio at any angle, any shape."""
-    return _polar((1 - q) / (1 + q), rng.uniform(0, 2 * math.pi, q.shape))
-
-
-@cache
-def _distances() -> tuple[np.ndarray, np.ndarray]:
-    """Redshifts and comoving distances in Mpc: looked up, since a block of scenes asks for thousands."""
-    from astropy.cosmology import FlatLambdaCDM
-
-    z = np.linspace(0, 8, 1601)
-    return z, FlatLambdaCDM(H0=70.0, Om0=0.3, Ob0=0.05).comoving_distance(z).value
-
-
-def comoving_distance(z: np.ndarray) -> np.ndarray:
-    """Mpc, in the cosmology of :mod:`deeplense.lensing.cosmology`; any shape, redshifts up to 8."""
-    return np.interp(z, *_distances())
-
-
-def angular_distance(z: np.ndarray) -> np.ndarray:
-    """Angular-diameter distance, Mpc, any shape."""
-    return comoving_distance(z) / (1 + z)
-
-
-def distance_modulus(z: np.ndarray) -> np.ndarray:
-    """Magnitude less absolute magnitude without K correction, any shape."""
-    return 5 * np.log10(comoving_distance(z) * (1 + z)) + 25
-
-
-def velocity_dispersion(theta_E: np.ndarray, z_lens: np.ndarray, z_source: np.ndarray) -> np.ndarray:
-    """km/s of the isothermal sphere with that Einstein radius (arcsec), any shape; NaN if the source is in front.
-
-    References: Narayan & Bartelmann (astro-ph/9606001), eq. 43.
-    """
-    lens, source = comoving_distance(z_lens), comoving_distance(z_source)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(source > lens, (source - lens) / source, np.nan)
-        return SPEED_OF_LIGHT * np.sqrt(theta_E * ARCSEC / (4 * math.pi * share))

@@ -16,10 +16,13 @@ from deeplense.simulate.preset import World
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import AbstractPathEffect
 
 COLUMNS = 8
 # Enough that the rarest kind of non-lens fills its row.
 BLOCKS = {"lenses": 1, "survey": 12}
+# Where nothing outshines the arcs, the stretch is nearly linear up to this share of their peak.
+BARE = 0.25
 
 
 def write_preview(simulator: Simulator, path: Path | str) -> Path:
@@ -45,15 +48,15 @@ def draw_preview(simulator: Simulator, columns: int = COLUMNS) -> Figure:
     is_lenses = isinstance(simulator.world, World)
     blocks = BLOCKS["lenses" if is_lenses else "survey"]
     images = concatenate(list(simulator.stream(0, blocks * BLOCK)))
-    rows = _by_class(images) if is_lenses else _by_kind(images)
+    rows = _by_class(images) if is_lenses else _by_kind(images, columns)
     figure = Figure(figsize=(1.45 * columns + 0.9, 1.5 * len(rows) + 0.9), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, places) in zip(grid, rows.items(), strict=True):
         for axes in line:
             axes.axis("off")
         for axes, place in zip(line, places, strict=False):
-            _show(axes, images, int(place))
-        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=10)
+            _show(axes, images, int(place), BARE if is_lenses else 0.0)
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=11)
     _scale_bar(grid[0, 0], simulator)
     bands = " ".join(simulator.exposure.bands)
     what = f"{simulator.preset.title} ({simulator.fidelity}, seed {simulator.seed})"
@@ -62,24 +65,28 @@ def draw_preview(simulator: Simulator, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def to_colour(image: np.ndarray) -> np.ndarray:
+def to_colour(image: np.ndarray, linear: float = 0.0) -> np.ndarray:
     """An image (C, H, W) for the eye: the three reddest bands as red, green, blue, or one in grey, shape (H, W, 3).
 
-    The stretch is asinh: linear in the noise, logarithmic in bright galaxies. All bands have the same, so that colours
-    are those of the light, once each band is brought to the same noise.
+    The stretch is asinh: linear up to three times the noise or ``linear`` times the peak, logarithmic in bright
+    galaxies. All bands have the same, so that colours are those of the light, once each band is brought to the same
+    noise; without noise, to the same peak.
 
     References: Lupton et al. 2004 (astro-ph/0312483).
     """
     sky = np.median(image, axis=(1, 2), keepdims=True)
     noise = 1.4826 * np.median(np.abs(image - sky), axis=(1, 2), keepdims=True)
-    signal = (image - sky) / np.where(noise > 0, noise, max(float(image.max() - sky.max()), 1e-30) / 100)
+    peak = image.max((1, 2), keepdims=True) - sky
+    # The outskirts of an image without noise have a scatter, too, of no meaning.
+    signal = (image - sky) / np.maximum(noise, np.maximum(peak, 1e-30) / 1e4)
     intensity = signal.mean(0)
-    top = np.percentile(intensity, 99.7)
-    stretch = np.arcsinh(np.maximum(intensity, 0) / 3) / np.arcsinh(max(top, 6.0) / 3)
-    # Below the noise a ratio of bands is no colour.
-    ratio = np.maximum(signal + 2, 0) / np.maximum(intensity + 2, 1)
-    rgb = ratio[::-1][:3] if len(image) >= 3 else np.repeat(ratio[:1], 3, axis=0)
-    return np.clip(np.moveaxis(rgb * (0.06 + 0.94 * stretch), 0, -1), 0, 1)
+    top = max(float(np.percentile(intensity, 99.95)), 6.0)
+    knee = max(3.0, linear * top)
+    stretch = np.arcsinh(np.maximum(intensity, 0) / knee) / np.arcsinh(top / knee)
+    # The brightest band is 1, so that no core loses its colour; below the noise a ratio of bands is none.
+    colour = np.maximum(signal + 2, 0) if len(image) >= 3 else np.ones_like(signal)
+    rgb = (colour / np.maximum(colour.max(0), 1))[::-1][:3] * (0.06 + 0.94 * np.minimum(stretch, 1))
+    return np.moveaxis(np.broadcast_to(rgb, (3, *intensity.shape)), 0, -1)
 
 
 def _by_class(images: LensSet) -> dict[str, np.ndarray]:
@@ -87,26 +94,30 @@ def _by_class(images: LensSet) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(images.label == number) for number, name in enumerate(images.classes)}
 
 
-def _by_kind(images: LensSet) -> dict[str, np.ndarray]:
+def _by_kind(images: LensSet, columns: int) -> dict[str, np.ndarray]:
     """Two rows of lenses, then one for each kind of non-lens that occurs."""
     assert images.params is not None
     kind = np.array(images.params["kind"].to_pylist())
     lenses = np.flatnonzero(kind == "lens")
-    rows = {"lens": lenses[:COLUMNS], "lens ": lenses[COLUMNS:]}
+    rows = {"lens": lenses[:columns], "lens ": lenses[columns:]}
     others = sorted(set(kind) - {"lens"})
     return {name: places for name, places in rows.items() if len(places)} | {
         name.replace("_", " "): np.flatnonzero(kind == name) for name in others
     }
 
 
-def _show(axes: Axes, images: LensSet, place: int) -> None:
-    axes.imshow(to_colour(images.images[place]), origin="lower", interpolation="nearest")
+def _show(axes: Axes, images: LensSet, place: int, linear: float) -> None:
+    axes.imshow(to_colour(images.images[place], linear), origin="lower", interpolation="nearest")
     if images.params is not None and (theta_E := images.params["theta_E"][place].as_py()) > 0:
-        axes.set_title(rf'$\theta_E$ = {theta_E:.2f}"', fontsize=7, pad=2)
+        axes.set_title(rf'$\theta_E$ = {theta_E:.2f}"', fontsize=8, pad=2)
 
 
 def _scale_bar(axes: Axes, simulator: Simulator) -> None:
-    """One arcsec, in the first image."""
+    """One arcsec, in the first image; the dark rim keeps it readable on noise."""
+    from matplotlib.patheffects import withStroke
+
     length, start = 1 / simulator.preset.pixel_scale, 0.06 * simulator.preset.num_pix
-    axes.plot([start, start + length], [start, start], color="white", linewidth=1.5)
-    axes.text(start + length / 2, 1.4 * start, '1"', color="white", ha="center", va="bottom", fontsize=7)
+    rim: list[AbstractPathEffect] = [withStroke(linewidth=3.5, foreground="black")]
+    axes.plot([start, start + length], [start, start], color="white", linewidth=1.8, path_effects=rim)
+    text = axes.text(start + length / 2, 1.4 * start, '1"', color="white", ha="center", va="bottom", fontsize=8)
+    text.set_path_effects(rim)

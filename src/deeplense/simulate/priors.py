@@ -63,8 +63,8 @@ class Prior(BaseModel):
         if high - low < 1e-6:
             raise ValueError(f"within={within} leaves nothing of {kind} = {getattr(self, kind)}: widen the range")
 
-    def sample(self, rng: np.random.Generator, size: int | None = None) -> Any:
-        """One draw (float) or ``size`` of them (float64, shape (size,)).
+    def sample(self, rng: np.random.Generator, size: int | tuple[int, ...] | None = None) -> Any:
+        """One draw (float) or an array of ``size`` of them (float64).
 
         Every kind but a constant takes its draws from the generator in the same order, whatever came before.
         """

@@ -49,9 +49,16 @@ def draw_light(scenes: Scenes, preset: Preset, world: World, exposure: Exposure,
     theta = raytrace.make_grid(preset.num_pix, preset.pixel_scale, rays, s["theta_E"].dtype, s["theta_E"].device)
     beta = raytrace.trace(*theta, *deflect(s, world, kind, *theta))
     counts = light.magnitude_to_counts(s["magnitude"], exposure.zero_point[0]) * preset.pixel_scale**2
-    amplitude = counts / light.sersic_flux(torch.ones_like(counts), s["R_sersic"], s["n_sersic"])
+    return raytrace.bin_pixels(_draw_source(s, *beta, counts), rays)[:, None]
+
+
+def _draw_source(s: Scenes, beta_x: Tensor, beta_y: Tensor, flux: Tensor) -> Tensor:
+    """The surface brightness of the source, a Sersic profile or an observed galaxy, shape (B, H, W)."""
+    if "source_image" in s.values:
+        return survey.galaxy(s, beta_x, beta_y, flux)
+    amplitude = flux / light.sersic_flux(torch.ones_like(flux), s["R_sersic"], s["n_sersic"])
     shape = (s["R_sersic"], s["n_sersic"], s["source_e1"], s["source_e2"], s["source_x"], s["source_y"])
-    return raytrace.bin_pixels(light.sersic(*beta, amplitude, *shape), rays)[:, None]
+    return light.sersic(beta_x, beta_y, amplitude, *shape)
 
 
 def render(scenes: Scenes, preset: Preset, world: World | survey.SurveyWorld, exposure: Exposure, kind: int) -> Tensor:

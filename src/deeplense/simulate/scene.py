@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.substructure import Columns
 
 # Each kind of draw has a stream of its own, so that the noise does not depend on how many numbers a scene took.
-SCENE, NOISE, FLAWS = 0, 1, 2
+SCENE, NOISE, FLAWS, GALAXIES = 0, 1, 2, 3
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:

@@ -88,11 +88,13 @@ class StreamDataModule(LensDataModule):
             raise ConfigError(f"data.num={data.num} images an epoch do not fill one batch of {data.batch_size}")
         if any(strength <= 0 for strength in data.strength) or not data.strength:
             raise ConfigError(f"data.strength={data.strength}: give one factor above 0 for each of the first epochs")
-        made = {strength: self._simulator(config, strength) for strength in data.strength}
+        made = {strength: self._simulator(config, strength, "train") for strength in data.strength}
         self.simulators = [made[strength] for strength in data.strength]
         last = self.simulators[-1]
         train = concatenate(list(last.stream(0, min(data.num, NUM_STATISTICS))))
-        val = concatenate(list(last.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
+        # With observed galaxies as sources, those of the validation images are others.
+        judge = self._simulator(config, data.strength[-1], "val") if data.galaxies else last
+        val = concatenate(list(judge.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
         super().__init__(train, val, data.batch_size, config.seed)
         self.dataset = StreamDataset(self.simulators, data.num, data.fresh)
 
@@ -109,12 +111,13 @@ class StreamDataModule(LensDataModule):
         )
 
     @staticmethod
-    def _simulator(config: Config, strength: float) -> Simulator:
+    def _simulator(config: Config, strength: float, part: str) -> Simulator:
         data = config.data
         name = str(data.path).removeprefix(PREFIX)
         device = "cuda" if torch.cuda.is_available() and config.train.accelerator in ("auto", "gpu") else "cpu"
         settings = parse_settings(data.settings)
-        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings)
+        sources = (data.galaxies, part) if data.galaxies else (None, None)
+        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings, *sources)
 
 
 def is_preset(path: str | None) -> bool:

@@ -106,7 +106,8 @@ def _number(priors: Sphere, distances: Distances, num: int, rng: np.random.Gener
     low, high = (m / 1e8 for m in limits)
     per_sigma = math.log(high / low) if slope == -1 else (high ** (slope + 1) - low ** (slope + 1)) / (slope + 1)
     kpc = distances.lens * 1e3 * ARCSEC
-    inner, outer = priors.radius.disc or (0.0, priors.radius.high)
+    assert priors.radius.disc is not None
+    inner, outer = priors.radius.disc
     area = math.pi * (outer**2 - inner**2) * kpc**2
     return rng.poisson(priors.sigma_sub.sample(rng, num) * per_sigma * area)
 
@@ -191,7 +192,8 @@ def _pulled_inside(columns: Columns, radius: np.ndarray, x: np.ndarray, y: np.nd
     ]
     names = ("sub_alpha_Rs", "sub_Rs", "sub_r_trunc", "sub_x", "sub_y")
     pull = haloes.deflect_tnfw(*places, *(torch.from_numpy(columns[name]) for name in names))
-    return radius * sum(p[:, 0].numpy() * o for p, o in zip(pull, outward, strict=True)).mean(1)
+    inward = [p[:, 0].numpy() * o for p, o in zip(pull, outward, strict=True)]
+    return radius * (inward[0] + inward[1]).mean(1)
 
 
 def share_inside(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray, radius: np.ndarray) -> np.ndarray:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from deeplense.lensing import deflection, discs, light, raytrace
+from deeplense.lensing.compiled import hold
 from deeplense.simulate.artefacts import spoil
-from deeplense.simulate.population import CLUMPS, NEIGHBOURS, Columns, draw, truth_columns
+from deeplense.simulate.galaxies import CLUMPS, NEIGHBOURS, Columns
+from deeplense.simulate.population import draw, truth_columns
 from deeplense.simulate.survey_priors import KINDS, SurveyWorld
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 
-# A neighbour's cusp is flattened inside this share of a pixel, so that one ray a pixel gives its flux (to some percent).
+# A neighbour's cusp is flattened inside this share of a pixel, so that one ray a pixel gives its flux (to a few %).
 CUSP = 0.4
 
 
@@ -58,7 +60,7 @@ def render(scenes: Scenes, preset: Preset, exposure: Exposure) -> Tensor:
     for shape, magnitude in layers:
         (counts,) = deflection._image(preset.pixel_scale**2 * 10 ** (-0.4 * (magnitude - zero_point)))
         # Held, or compiled code would work out each shape once more for each band.
-        layer = (deflection._hold(shape) if torch.compiler.is_compiling() else shape)[:, None] * counts
+        layer = hold(shape)[:, None] * counts
         image = layer if image is None else image + layer
     assert image is not None
     return image
@@ -73,8 +75,21 @@ def _lens_and_source(s: Scenes, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tens
     arms = discs.Arms(*(s[f"arms_{name}"] for name in discs.Arms._fields))
     ring = discs.Ring(*(s[f"ring_{name}"] for name in discs.Ring._fields))
     source = discs.disc(*beta, *_shape(s, "source"), s["source_x"], s["source_y"], arms, ring)
+    if "source_image" in s.values:
+        # What lies behind a lens is an observed galaxy, knots and all; the discs of non-lenses stay.
+        is_lens = s["label"][:, None, None] > 0
+        source = torch.where(is_lens, galaxy(s, *beta, torch.ones_like(s["source_x"])), source)
     knots = discs.clumps(*beta, s["clump_share"], s["clump_radius"], s["clump_x"], s["clump_y"])
+    if "source_image" in s.values:
+        knots = torch.where(is_lens, torch.zeros_like(knots), knots)
     return [(lens, s["lens_magnitude"]), (source, s["source_magnitude"]), (knots, s["clump_magnitude"])]
+
+
+def galaxy(s: Scenes, beta_x: Tensor, beta_y: Tensor, flux: Tensor) -> Tensor:
+    """Surface brightness of the observed galaxy behind each lens, in the unit of ``flux`` per arcsec^2, (B, S, S)."""
+    place = s["source_pixel_scale"], s["source_angle"], s["source_x"], s["source_y"]
+    index = torch.arange(len(flux), device=flux.device)
+    return light.interpolate(beta_x, beta_y, s["source_image"], index, *place, flux)
 
 
 def _field(s: Scenes, x: Tensor, y: Tensor, pixel_scale: float) -> list[tuple[Tensor, Tensor]]:

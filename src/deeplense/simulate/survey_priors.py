@@ -156,6 +156,16 @@ class Population(Table):
     magnitude: PriorField
 
 
+class Elliptical(Population):
+    """Early types that lens nothing.
+
+    Attributes:
+        twin_fraction: share of them that are the very galaxies that lenses are, selection and all, without a source.
+    """
+
+    twin_fraction: float
+
+
 class Spiral(Population):
     """Bulge and disc; ``bulge`` is the bulge's share of the light."""
 
@@ -208,7 +218,7 @@ class Merger(Population):
 
 
 class Group(Population):
-    """Early types side by side: ``number`` beside the central one, ``difference`` in mag, ``distance`` in arcsec."""
+    """Early types: ``number`` (rounded up) beside the central one, ``difference`` in mag, ``distance`` in arcsec."""
 
     number: PriorField
     difference: PriorField
@@ -272,7 +282,7 @@ class SurveyWorld(Table):
     lens: Lens
     source: Source
     visibility: Visibility
-    elliptical: Population
+    elliptical: Elliptical
     spiral: Spiral
     edge_on: EdgeOn
     ring: RingGalaxy

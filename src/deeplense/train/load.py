@@ -52,10 +52,23 @@ def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
 
 
 def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
-    """A stratified part of the training images for validation."""
-    rows = split.stratified_split(_labels(whole), config.data.val_fraction, config.seed, whole.classes)
+    """A stratified part of the training images for validation; images of one source galaxy stay on one side."""
+    fraction, label = config.data.val_fraction, _labels(whole)
+    groups = _groups(whole)
+    if groups is None:
+        rows = split.stratified_split(label, fraction, config.seed, whole.classes)
+    else:
+        rows = split.grouped_split(groups, fraction, config.seed, label)
     train, val = (_part(whole, index, config.data.max_memory_gb) for index in rows)
     return train, val
+
+
+def _groups(whole: LensSet) -> list[str] | None:
+    """The source galaxy of each image, or its own name where it has none; None where galaxies are not named."""
+    if whole.params is None or "source_galaxy" not in whole.params.column_names:
+        return None
+    galaxies = whole.params["source_galaxy"].to_pylist()
+    return [galaxy or name for galaxy, name in zip(galaxies, whole.name, strict=True)]
 
 
 def _read(path: str, part: str, data: DataConfig, progress: bool) -> LensSet:
