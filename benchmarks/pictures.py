@@ -5,16 +5,15 @@ python benchmarks/pictures.py
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from deeplense.simulate.generate import Simulator
+from deeplense.simulate.generate import BLOCK, Simulator
 from deeplense.simulate.render import render
-from deeplense.simulate.scene import Scenes
+from deeplense.simulate.scene import Scenes, select
 
 OUT = Path(__file__).parent.parent / "docs" / "pictures" / "classes.png"
 # Two images of each class with rings that fill the frame; class = index modulo 3.
@@ -24,12 +23,11 @@ TITLES = ("no substructure", "subhaloes (sphere)", "vortex (vort)")
 
 def change(simulator: Simulator, index: int) -> np.ndarray:
     """What the substructure changes, as a share of the peak: the lens with it less the same lens without, no noise."""
-    truth = simulator.truth(index)
-    scenes = Scenes.stack([truth], 0)
-    smooth = replace(scenes, values={**scenes.values, "theta_E_macro": scenes["theta_E"]})
-    setting = simulator.preset, simulator.world.observation
-    with_it, without = render(scenes, *setting, index % 3)[0], render(smooth, *setting, 0)[0]
-    return ((with_it - without) / without.max()).numpy()
+    kind, place = index % BLOCK % len(simulator.classes), index % BLOCK // len(simulator.classes)
+    columns = select(simulator.groups(index // BLOCK)[kind], slice(place, place + 1))
+    smooth = Scenes.of(columns | {"theta_E_macro": columns["theta_E"]})
+    without = render(smooth, simulator.preset, simulator.world, simulator.exposure, 0)[0, 0].numpy()
+    return (simulator.noiseless([index])[0, 0] - without) / without.max()
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
-"""Simulation rates side by side: deeplense, lenstronomy and caustics on the same scenes, in one process, in turns.
+"""Simulation rates side by side: ours, lenstronomy's and caustics', the same scenes, in one process, round about.
 
-Rows are a number of pixels and what is in the lens: nothing but a SIE and shear (macro), 25 point masses, 25 truncated
-NFW haloes, or a vortex (ours in closed form; for the others 100 point masses on its line, as DeepLenseSim makes it);
-all with a Sersic source, a Gaussian PSF and photon noise. ``hsc-gri`` is a whole survey scene in three bands. Ours is
-the path of ``deeplense simulate``, draws and truth table included, every image with the row's kind of substructure; the
-others get ready-made scenes: lenstronomy one core and one ImageModel, caustics its functions under torch.func.vmap, all
-threads, and whichever batch and order of the sum over haloes is fastest. ``write-*`` rows are those of write.py.
+Every image has a SIE, an external shear, the substructure of its row, a lensed Sersic galaxy, a Gaussian PSF and photon
+noise. All are given ready-made scenes. lenstronomy renders and exposes them one after another on one thread; caustics'
+functions, vectorised over images by torch.func.vmap, and ours run on several (``--threads``), ours along the whole path
+of ``deeplense simulate`` with the truth table of each image. The vortex is 100 point masses on a line for the others,
+as DeepLenseSim makes it, and the closed form for ours.
 
-    python benchmarks/simulate.py --rows points-150 --num 192 --rounds 5
+    python benchmarks/simulate.py --num 192 --rounds 5
 """
 
 # ruff: noqa: E402
@@ -28,21 +27,17 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from caustics.lenses import func
-from caustics.light.func import brightness_sersic, k_lenstronomy
+from caustics.light import func as light_func
 from lenstronomy.Data.pixel_grid import PixelGrid
 from lenstronomy.Data.psf import PSF
 from lenstronomy.ImSim.image_model import ImageModel
@@ -52,326 +47,170 @@ from lenstronomy.LightModel.Profiles.sersic import Sersic
 from lenstronomy.Util.data_util import magnitude2cps
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from deeplense.lensing.cosmology import angular_diameter_distances, mass_of_unit_theta_E
-from deeplense.lensing.observe import FWHM_TO_SIGMA
-from deeplense.simulate import scene
+from deeplense.lensing.light import sersic_b
+from deeplense.lensing.observe import FWHM_TO_SIGMA, blur_gaussian
+from deeplense.lensing.raytrace import make_grid
 from deeplense.simulate.generate import BLOCK, Simulator
-from deeplense.simulate.render import render
+from deeplense.simulate.scene import Scenes
 from deeplense.simulate.substructure import Columns
 
-Kwargs = dict[str, Any]
-Scene = tuple[list[str], list[Kwargs], Kwargs]
-POINTS_ON_STRING = 100
-BATCHES = (1, 2, 4, 8, 16, 48)
+KINDS = {"macro": 0, "points": 1, "tnfw": 1, "vortex": 2}
+SIZES = {64: 0.117, 150: 0.05}
+ROWS = [f"{kind}-{size}" for size in SIZES for kind in KINDS] + ["hsc-gri-64"]
+STRING = 100  # point masses that stand for a vortex
+CHECKED = 24  # scenes whose pixels are compared
+Truth = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison: a preset with some settings, and the class of substructure that all its images have."""
+class Uniform(Simulator):
+    """The package's simulator, except that every image is of one kind, and that its scenes are drawn only once."""
 
-    preset: str
-    fidelity: str
-    kind: int
-    settings: Kwargs
-
-
-PIXELS = {"64": {"num_pix": 64, "pixel_scale": 0.1}, "150": {"num_pix": 150}}
-CONTENTS = {"macro": (0, {}), "points": (1, {}), "tnfw": (1, {"sphere.profile": "tnfw"}), "vortex": (2, {})}
-ROWS = {
-    f"{content}-{size}": Row("common-test", "published", kind, pixels | settings)
-    for size, pixels in PIXELS.items()
-    for content, (kind, settings) in CONTENTS.items()
-}
-# One seeing, so that lenstronomy, too, can keep its PSF.
-ROWS["hsc-gri"] = Row("hsc-gri", "physical", 0, {"observation.seeing": 1.0})
-WRITE_ROWS = {"write-common-test": ("common-test", "published"), "write-hsc-gri": ("hsc-gri", "physical")}
-
-
-class OneKind(Simulator):
-    """The package's simulator, except that every image is of one class, not only every third."""
-
-    def __init__(self, row: Row) -> None:
-        super().__init__(row.preset, row.fidelity, seed=1, compile=True, settings=row.settings)
-        self.kind, engine = row.kind, self._photograph
+    def __init__(self, kind: str, size: int) -> None:
+        settings: dict[str, Any] = {"num_pix": size, "pixel_scale": SIZES[size]}
+        if kind == "tnfw":
+            settings |= {
+                "sphere.profile": "tnfw",
+                "sphere.f_sub": 0.03,
+                "sphere.mass": {"power_law": [-1.9, 1e7, 1e10]},
+            }
+        super().__init__("common-test", "published", seed=1, compile=True, settings=settings)
+        self.kind = KINDS[kind]
+        engine = self._photograph
         self._photograph = lambda scenes, preset, world, exposure, _, noise: engine(
             scenes, preset, world, exposure, self.kind, noise
         )
-        self._render = torch.compile(render, dynamic=False)
+        self.groups = lru_cache(maxsize=None)(self.groups)  # type: ignore[method-assign]
 
-    def _lenses(self, number: int, kind: int) -> Columns:
-        """As in the package, ``kind`` is only the group's number and names its random numbers."""
-        rng, size = scene.generator(self.seed, number, kind, scene.SCENE), BLOCK // len(self.classes)
-        return scene.draw(self.preset, self.world, self.kind, size, self.strength, rng)
-
-    def clean(self, columns: Columns) -> np.ndarray:
-        """Noiseless images of a whole group, electrons per second, by the compiled engine, shape (B, C, H, W)."""
-        return self._render(self._scenes(columns), self.preset, self.world, self.exposure, self.kind).numpy()
+    def groups(self, number: int) -> list[Columns]:
+        return [self._lenses(self.world, 3 * number + part, self.kind) for part in range(3)]  # type: ignore[arg-type]
 
 
-class Peer(Protocol):
-    """A library that renders ready-made scenes."""
+class Lenstronomy:
+    """The same images by lenstronomy: one ImageModel, built once, for all scenes."""
 
-    def images(self, num: int) -> object:
-        """Exposed images of the first ``num`` scenes, each scaled to [0, 1]."""
+    def __init__(self, simulator: Uniform, truth: Truth) -> None:
+        preset, exposure = simulator.preset, simulator.exposure
+        corner = -(preset.num_pix - 1) / 2 * preset.pixel_scale
+        grid = PixelGrid(preset.num_pix, preset.num_pix, np.eye(2) * preset.pixel_scale, corner, corner)
+        fwhm = exposure.psf_fwhm[0].mean
+        truncation = exposure.psf_radius * preset.pixel_scale / (fwhm * FWHM_TO_SIGMA)
+        psf = PSF("GAUSSIAN", fwhm=fwhm, truncation=truncation, pixel_size=preset.pixel_scale)
+        self.profile = "TNFW" if len(truth["sub_alpha_Rs"]) else "POINT_MASS"
+        number = STRING if truth["vortex_theta_E"] else truth["n_sub"]
+        lens = LensModel(["SIE", "SHEAR"] + [self.profile] * number)
+        numerics = {"supersampling_factor": exposure.supersampling}
+        self.model = ImageModel(grid, psf, lens, LightModel(["SERSIC_ELLIPSE"]), kwargs_numerics=numerics)
+        self.exposure, self.rng = exposure, np.random.default_rng(0)
 
+    def scene(self, truth: Truth) -> tuple[list[Truth], list[Truth], float]:
+        """Keyword arguments of the lenses and of the source, and the exposure time."""
+        macro = {k: truth[k] for k in ("e1", "e2", "center_x", "center_y")} | {"theta_E": truth["theta_E_macro"]}
+        shape = {"R_sersic": truth["R_sersic"], "n_sersic": truth["n_sersic"]}
+        shape |= {"e1": truth["source_e1"], "e2": truth["source_e2"]}
+        flux = magnitude2cps(truth["magnitude"], self.exposure.zero_point[0])
+        source = shape | {"amp": flux / Sersic().total_flux(amp=1.0, **shape)}
+        source |= {"center_x": truth["source_x"], "center_y": truth["source_y"]}
+        lenses = [macro, {"gamma1": truth["gamma1"], "gamma2": truth["gamma2"]}, *self.haloes(truth)]
+        return lenses, [source], truth["exposure_time"]
 
-def line_of_points(c: Columns) -> dict[str, np.ndarray]:
-    """A vortex as equal point masses from one end to the other: Einstein radii and places, shape (B, 100)."""
-    t = np.linspace(0, 1, POINTS_ON_STRING)
-    x, y = (c[f"vortex_{a}1"][:, None] * (1 - t) + c[f"vortex_{a}2"][:, None] * t for a in "xy")
-    return {"theta_E": np.broadcast_to(c["vortex_theta_E"][:, None] / POINTS_ON_STRING**0.5, x.shape), "x": x, "y": y}
+    def haloes(self, truth: Truth) -> list[Truth]:
+        """Subhaloes, or the points of a string."""
+        if truth["vortex_theta_E"]:
+            x, y, theta_E = string_points(truth)
+            return [{"theta_E": theta_E, "center_x": a, "center_y": b} for a, b in zip(x, y, strict=True)]
+        names = {"alpha_Rs": "sub_alpha_Rs", "Rs": "sub_Rs", "r_trunc": "sub_r_trunc"}
+        names = names if self.profile == "TNFW" else {"theta_E": "sub_theta_E"}
+        names |= {"center_x": "sub_x", "center_y": "sub_y"}
+        return [{key: truth[name][k] for key, name in names.items()} for k in range(truth["n_sub"])]
 
+    def clean(self, scene: tuple[list[Truth], list[Truth], float]) -> np.ndarray:
+        """Noiseless image, electrons per second."""
+        return self.model.image(scene[0], scene[1])
 
-def haloes_of(c: Columns, kind: int) -> tuple[str, dict[str, np.ndarray]]:
-    """lenstronomy's name of the substructure, and its parameters, shape (B, N) each."""
-    if kind == 2:
-        return "POINT_MASS", line_of_points(c)
-    places = {"x": c["sub_x"], "y": c["sub_y"]}
-    if c.get("sub_alpha_Rs", np.zeros((1, 0))).shape[1]:
-        return "TNFW", {"alpha_Rs": c["sub_alpha_Rs"], "Rs": c["sub_Rs"], "r_trunc": c["sub_r_trunc"]} | places
-    return "POINT_MASS", {"theta_E": c["sub_theta_E"]} | places
-
-
-def sersic(c: Columns, i: Any, prefix: str, magnitude: float, zero_point: float, center: tuple[str, str]) -> Kwargs:
-    """lenstronomy's arguments of a Sersic galaxy, row ``i`` of the columns that begin with ``prefix``."""
-    shape = {k: c[k if k in c else f"{prefix}_{k}"][i] for k in ("R_sersic", "n_sersic")}
-    shape |= {"e1": c[f"{prefix}_e1"][i], "e2": c[f"{prefix}_e2"][i]}
-    amplitude = magnitude2cps(magnitude, zero_point) / Sersic().total_flux(amp=1.0, **shape)
-    return shape | {"amp": amplitude, "center_x": c[center[0]][i], "center_y": c[center[1]][i]}
-
-
-def macro(c: Columns, i: int, theta_E: str) -> list[Kwargs]:
-    """lenstronomy's arguments of the SIE and the shear of image ``i``."""
-    sie = {k: c[k][i] for k in ("e1", "e2", "center_x", "center_y")} | {"theta_E": c[theta_E][i]}
-    return [sie, {"gamma1": c["gamma1"][i], "gamma2": c["gamma2"][i]}]
-
-
-class StringLens(LensModel):
-    """lenstronomy's lens model and the limit of infinitely many points on a string, in complex numbers."""
-
-    def __init__(self, names: list[str], theta_E: float, z1: complex, z2: complex) -> None:
-        super().__init__(names)
-        self.theta_E, self.z1, self.z2 = theta_E, z1, z2
-
-    def ray_shooting(self, x: np.ndarray, y: np.ndarray, kwargs: list[Kwargs], k: Any = None) -> Any:
-        beta_x, beta_y = super().ray_shooting(x, y, kwargs, k)
-        z = x + 1j * y
-        pull = self.theta_E**2 / (self.z2 - self.z1) * np.log((z - self.z1) / (z - self.z2))
-        return beta_x - pull.real, beta_y + pull.imag
-
-
-class Telescope:
-    """lenstronomy's grid, PSFs and numerics for a simulator, and numpy's noise."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        self.preset, self.exposure = simulator.preset, simulator.exposure
-        size, scale = self.preset.num_pix, self.preset.pixel_scale
-        corner = -(size - 1) / 2 * scale
-        self.grid = PixelGrid(size, size, np.eye(2) * scale, corner, corner)
-        self.psf = [self._psf(fwhm.mean) for fwhm in self.exposure.psf_fwhm]
-        self.time = np.array([t.mean * n for t, n in zip(self.exposure.time, self.exposure.num_exposures, strict=True)])
-        self.rng = np.random.default_rng(0)
-
-    def _psf(self, fwhm: float) -> PSF:
-        scale, radius, beta = self.preset.pixel_scale, self.exposure.psf_radius, self.exposure.psf_beta
-        if beta is None:
-            truncation = radius * scale / (fwhm * FWHM_TO_SIGMA)
-            return PSF("GAUSSIAN", fwhm=fwhm, truncation=truncation, pixel_size=scale)
-        y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1] * scale
-        kernel = (1 + (x**2 + y**2) * 4 * (2 ** (1 / beta) - 1) / fwhm**2) ** -beta
-        return PSF("PIXEL", kernel_point_source=kernel)
-
-    def model(self, band: int, lens: LensModel, source: list[str], field: list[str]) -> ImageModel:
-        numerics = {"supersampling_factor": self.exposure.supersampling}
-        light = LightModel(source), LightModel(field)
-        return ImageModel(self.grid, self.psf[band], lens, *light, kwargs_numerics=numerics)
-
-    def expose(self, clean: np.ndarray, band: int) -> np.ndarray:
-        """Poisson and read noise, and the scale of [0, 1]."""
-        electrons = self.rng.poisson((clean + self.exposure.sky[band]) * self.time[band]).astype(float)
-        if self.exposure.read_variance[band]:
-            electrons += self.rng.normal(0, self.exposure.read_variance[band] ** 0.5, clean.shape)
+    def image(self, scene: tuple[list[Truth], list[Truth], float]) -> np.ndarray:
+        """Exposed image, scaled to [0, 1]."""
+        electrons = self.rng.poisson((self.clean(scene) + self.exposure.sky[0]) * scene[2])
         low, high = electrons.min(), electrons.max()
         return (electrons - low) / (high - low)
 
 
-class Lenstronomy:
-    """Lensed Sersic galaxies by lenstronomy: one ImageModel, built once, for all scenes."""
-
-    def __init__(self, simulator: OneKind, columns: Columns) -> None:
-        self.telescope, self.columns, self.kind = Telescope(simulator), columns, simulator.kind
-        name, self.haloes = haloes_of(columns, simulator.kind)
-        lens = LensModel(["SIE", "SHEAR"] + [name] * self.haloes["x"].shape[1])
-        self.model = self.telescope.model(0, lens, ["SERSIC_ELLIPSE"], [])
-        self.scenes = [self._scene(i) for i in range(len(columns["theta_E"]))]
-
-    def _scene(self, i: int) -> tuple[list[Kwargs], list[Kwargs]]:
-        names = {"x": "center_x", "y": "center_y"}
-        haloes = [
-            {names.get(k, k): values[i, n] for k, values in self.haloes.items()}
-            for n in range(self.haloes["x"].shape[1])
-        ]
-        zero_point = self.telescope.exposure.zero_point[0]
-        magnitude, center = self.columns["magnitude"][i], ("source_x", "source_y")
-        source = sersic(self.columns, i, "source", magnitude, zero_point, center)
-        return macro(self.columns, i, "theta_E_macro") + haloes, [source]
-
-    def images(self, num: int) -> list[np.ndarray]:
-        return [self.telescope.expose(self.model.image(*kwargs), 0) for kwargs in self.scenes[:num]]
-
-    def clean(self, num: int) -> np.ndarray:
-        """Noiseless images as they are timed, shape (num, 1, H, W)."""
-        return np.stack([self.model.image(*kwargs) for kwargs in self.scenes[:num]])[:, None]
-
-    def exact(self, num: int) -> np.ndarray:
-        """Noiseless images, the vortex as the limit of many points, which ours is."""
-        return np.stack([self._exact(i) for i in range(num)])[:, None] if self.kind == 2 else self.clean(num)
-
-    def _exact(self, i: int) -> np.ndarray:
-        c, (lenses, source) = self.columns, self.scenes[i]
-        ends = (complex(c[f"vortex_x{k}"][i], c[f"vortex_y{k}"][i]) for k in (1, 2))
-        lens = StringLens(["SIE", "SHEAR"], c["vortex_theta_E"][i], *ends)
-        return self.telescope.model(0, lens, ["SERSIC_ELLIPSE"], []).image(lenses[:2], source)
-
-
-class LenstronomySurvey:
-    """Survey scenes in each band by lenstronomy: SIE and shear, the lens's and the source's Sersic light, neighbours.
-
-    Left out, as lenstronomy has no profile for it: arms, ring and clumps of discs, and flaws of the detector; stars too.
-    """
-
-    def __init__(self, simulator: OneKind, columns: Columns) -> None:
-        self.telescope, self.columns = Telescope(simulator), columns
-        self.model = cache(self._model)  # one for each number of lenses, sources and other galaxies
-        numbers = range(len(columns["theta_E"]))
-        self.scenes = [[self._scene(i, band) for band in range(len(self.telescope.psf))] for i in numbers]
-
-    def _model(self, band: int, is_lens: bool, sources: int, field: int) -> ImageModel:
-        lens = LensModel(["SIE", "SHEAR"] if is_lens else [])
-        return self.telescope.model(band, lens, ["SERSIC_ELLIPSE"] * sources, ["SERSIC_ELLIPSE"] * field)
-
-    def _scene(self, i: int, band: int) -> tuple[list[Kwargs], list[Kwargs], list[Kwargs]]:
-        c, zero_point = self.columns, self.telescope.exposure.zero_point[band]
-        # Infinite magnitudes are galaxies that are not there.
-        there = partial(self._galaxy, band=band, zero_point=zero_point)
-        field = there("lens", i, ("center_x", "center_y"))
-        for k in range(c["neighbour_x"].shape[1]):
-            field += there("neighbour", (i, k), ("neighbour_x", "neighbour_y"))
-        source = there("source", i, ("source_x", "source_y"))
-        return macro(c, i, "theta_E") if c["theta_E"][i] else [], source, field
-
-    def _galaxy(self, prefix: str, i: Any, center: tuple[str, str], band: int, zero_point: float) -> list[Kwargs]:
-        magnitude = self.columns[f"{prefix}_magnitude"][i][band]
-        return [sersic(self.columns, i, prefix, magnitude, zero_point, center)] if np.isfinite(magnitude) else []
-
-    def _image(self, i: int, band: int) -> np.ndarray:
-        lens, source, field = self.scenes[i][band]
-        return self.model(band, bool(lens), len(source), len(field)).image(lens or None, source, field)
-
-    def images(self, num: int) -> list[list[np.ndarray]]:
-        return [[self.telescope.expose(self._image(i, b), b) for b in range(len(self.scenes[i]))] for i in range(num)]
-
-    def exact(self, num: int) -> np.ndarray:
-        """Noiseless images, shape (num, C, H, W)."""
-        return np.array([[self._image(i, b) for b in range(len(self.scenes[i]))] for i in range(num)])
-
-
 class Caustics:
-    """The same images by caustics: its functions for one image, and torch.func.vmap over images."""
+    """The same images by caustics' functions, a batch at a time by torch.func.vmap; blur and noise are torch's."""
 
-    def __init__(self, simulator: OneKind, columns: Columns) -> None:
-        preset, exposure = simulator.preset, simulator.exposure
-        axis = (torch.arange(preset.num_pix) - (preset.num_pix - 1) / 2) * preset.pixel_scale
-        self.y, self.x = (a.contiguous() for a in torch.meshgrid(axis, axis, indexing="ij"))
-        self.radius, self.distances = exposure.psf_radius, angular_diameter_distances(preset.z_lens, preset.z_source)
-        offset = torch.arange(-self.radius, self.radius + 1) * preset.pixel_scale
-        weight = torch.exp(-0.5 * (offset / (exposure.psf_fwhm[0].mean * FWHM_TO_SIGMA)) ** 2)
-        self.kernel = (weight / weight.sum())[None, None]
-        self.time, self.sky = exposure.time[0].mean * exposure.num_exposures[0], exposure.sky[0]
-        self.name, haloes = haloes_of(columns, simulator.kind)
-        self.parameters = self._parameters(columns, haloes, exposure.zero_point[0], preset.pixel_scale)
-        self.batch, self.is_loop = self._fastest()
+    def __init__(self, simulator: Uniform, batch: int) -> None:
+        self.simulator, self.batch, preset = simulator, batch, simulator.preset
+        self.x, self.y = make_grid(preset.num_pix, preset.pixel_scale)
+        self.one = torch.func.vmap(self.brightness)
 
-    def _parameters(self, c: Columns, haloes: dict[str, np.ndarray], zero_point: float, scale: float) -> list[Tensor]:
-        """Of the SIE, shear and source (18, B), and of the haloes (B, N) each; caustics has q and phi."""
-        galaxies = [
-            sersic(c, i, "source", m, zero_point, ("source_x", "source_y")) for i, m in enumerate(c["magnitude"])
+    def brightness(self, s: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Surface brightness of one scene, shape (H, W)."""
+        macro = (s["center_x"], s["center_y"], s["q"], s["phi"], s["theta_E_macro"])
+        fields = [
+            func.reduced_deflection_angle_sie(*macro, self.x, self.y),
+            func.reduced_deflection_angle_external_shear(0.0, 0.0, s["gamma1"], s["gamma2"], self.x, self.y),
         ]
-        brightness = np.array([g["amp"] for g in galaxies]) * scale**2
-        lens = (
-            c["center_x"],
-            c["center_y"],
-            *_axis_ratio(c["e1"], c["e2"]),
-            c["theta_E_macro"],
-            c["gamma1"],
-            c["gamma2"],
-        )
-        shape = (*_axis_ratio(c["source_e1"], c["source_e2"]), c["n_sersic"], c["R_sersic"], brightness)
-        smooth = np.stack([*lens, c["source_x"], c["source_y"], *shape], 1)
-        if self.name == "TNFW":
-            unit = mass_of_unit_theta_E(self.distances) / (1 - np.log(2))
-            tau, M0 = haloes["r_trunc"] / haloes["Rs"], haloes["alpha_Rs"] * haloes["Rs"] * unit
-            each = (haloes["x"], haloes["y"], haloes["Rs"], tau, M0)
+        if s["halo_x"].shape[0]:
+            alpha = torch.func.vmap(self.halo, in_dims=0)({k: v for k, v in s.items() if k.startswith("halo_")})
+            fields.append((alpha[0].sum(0), alpha[1].sum(0)))
+        beta_x, beta_y = (self.x - sum(f[0] for f in fields), self.y - sum(f[1] for f in fields))
+        place = (s["source_x"], s["source_y"], s["source_q"], s["source_phi"])
+        shape = (s["n_sersic"], s["R_sersic"], s["amplitude"])
+        return light_func.brightness_sersic(*place, *shape, beta_x, beta_y, sersic_b(s["n_sersic"]))
+
+    def halo(self, h: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Deflection of one halo, shape (H, W)."""
+        if "halo_theta_E" in h:
+            return func.reduced_deflection_angle_point(h["halo_x"], h["halo_y"], h["halo_theta_E"], self.x, self.y)
+        shape = (h["halo_x"], h["halo_y"], h["halo_Rs"], h["halo_tau"], self.x, self.y)
+        return func.physical_deflection_angle_tnfw(*shape, h["halo_mass"], 1.0, 1e-6)
+
+    def scenes(self, columns: Columns) -> dict[str, torch.Tensor]:
+        """A group's columns in caustics' parameters, shape (B,) or (B, N)."""
+        c = {name: torch.from_numpy(v).float() for name, v in columns.items() if v.dtype.kind == "f"}
+        for prefix in ("", "source_"):
+            e = torch.complex(c[f"{prefix}e1"], c[f"{prefix}e2"] + 1e-6)
+            c |= {f"{prefix}q": (1 - e.abs()) / (1 + e.abs()), f"{prefix}phi": e.angle() / 2}
+        flux = magnitude2cps(columns["magnitude"], self.simulator.exposure.zero_point[0])
+        unit = [Sersic().total_flux(1.0, R, n, 0.0, 0.0) for R, n in zip(c["R_sersic"], c["n_sersic"], strict=True)]
+        c["amplitude"] = torch.tensor(flux / np.array(unit) * self.simulator.preset.pixel_scale**2).float()
+        c |= {name: c[name][:, 0] for name in ("exposure_time", "psf_fwhm")}
+        return {name: v for name, v in c.items() if v.ndim == 1} | self.haloes(columns)
+
+    def haloes(self, columns: Columns) -> dict[str, torch.Tensor]:
+        """Subhaloes, or the points of a string, shape (B, N)."""
+        if columns["vortex_theta_E"].any():
+            rows = [string_points({k: v[i] for k, v in columns.items()}) for i in range(len(columns["theta_E"]))]
+            x, y, theta_E = (np.array(v) for v in zip(*rows, strict=True))
+            values = {"x": x, "y": y, "theta_E": np.repeat(theta_E[:, None], STRING, 1)}
+        elif columns["sub_alpha_Rs"].shape[1]:
+            Rs = columns["sub_Rs"]
+            values = {"x": columns["sub_x"], "y": columns["sub_y"], "Rs": Rs, "tau": columns["sub_r_trunc"] / Rs}
+            # The deflection is linear in the mass: 1 at the scale radius of a halo without an edge.
+            one = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 0.0, 1.0, 1e4, 1.0, 0.0, 1.0))
+            values["mass"] = columns["sub_alpha_Rs"] * Rs / func.physical_deflection_angle_tnfw(*one, 1.0)[0].item()
         else:
-            each = (haloes["x"], haloes["y"], haloes["theta_E"])
-        return [torch.from_numpy(np.ascontiguousarray(p)).float() for p in (smooth, np.stack(each, -1))]
+            values = {name: columns[f"sub_{name}"] for name in ("x", "y", "theta_E")}
+        return {f"halo_{name}": torch.from_numpy(v).float() for name, v in values.items()}
 
-    def _halo(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        if self.name == "POINT_MASS":
-            return func.reduced_deflection_angle_point(p[0], p[1], p[2], self.x, self.y)
-        d = self.distances
-        alpha = func.physical_deflection_angle_tnfw(p[0], p[1], p[2], p[3], self.x, self.y, p[4], d.lens)
-        return tuple(a * (d.lens_source / d.source) for a in alpha)
+    def clean(self, scenes: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Noiseless images, electrons per second, shape (B, H, W)."""
+        sigma = scenes["psf_fwhm"] * (FWHM_TO_SIGMA / self.simulator.preset.pixel_scale)
+        return blur_gaussian(self.one(scenes), sigma, self.simulator.exposure.psf_radius)
 
-    def _brightness(self, p: Tensor, haloes: Tensor, is_loop: bool) -> Tensor:
-        """One image without PSF, from parameters (14,) and (N, ...)."""
-        sie = func.reduced_deflection_angle_sie(*p[:5], self.x, self.y)
-        shear = func.reduced_deflection_angle_external_shear(0.0, 0.0, p[5], p[6], self.x, self.y)
-        beta = [t - a - b for t, a, b in zip((self.x, self.y), sie, shear, strict=True)]
-        if is_loop:
-            for n in range(len(haloes)):
-                beta = [b - a for b, a in zip(beta, self._halo(haloes[n]), strict=True)]
-        elif len(haloes):
-            beta = [b - a.sum(0) for b, a in zip(beta, torch.func.vmap(self._halo)(haloes), strict=True)]
-        return brightness_sersic(*p[7:14], *beta, k_lenstronomy(p[11]))
-
-    def _clean(self, rows: slice, is_loop: bool) -> Tensor:
-        one = partial(self._brightness, is_loop=is_loop)
-        image = F.pad(
-            torch.func.vmap(one)(*(p[rows] for p in self.parameters))[:, None], (self.radius,) * 4, "replicate"
-        )
-        return F.conv2d(F.conv2d(image, self.kernel[..., None]), self.kernel[:, :, None])
-
-    def _images(self, rows: slice, is_loop: bool) -> np.ndarray:
-        electrons = torch.poisson((self._clean(rows, is_loop) + self.sky) * self.time)
-        low, high = electrons.amin((2, 3), keepdim=True), electrons.amax((2, 3), keepdim=True)
-        return ((electrons - low) / (high - low)).numpy()
-
-    def _fastest(self) -> tuple[int, bool]:
-        loops = (False, True) if self.parameters[1].shape[1] else (False,)
-
-        def cost(choice: tuple[int, bool]) -> float:
-            # 100 haloes at once for many images would take gigabytes.
-            if not choice[1] and choice[0] * self.parameters[1].shape[1] * self.x.numel() > 2e7:
-                return float("inf")
-            work = partial(self._images, slice(0, choice[0]), choice[1])
-            return min(seconds(work) for _ in range(3)) / choice[0]
-
-        return min(((batch, is_loop) for batch in BATCHES for is_loop in loops), key=cost)
-
-    def images(self, num: int) -> list[np.ndarray]:
-        return [self._images(slice(i, min(i + self.batch, num)), self.is_loop) for i in range(0, num, self.batch)]
-
-    def clean(self, num: int) -> np.ndarray:
-        """Noiseless images, shape (num, 1, H, W)."""
-        return self._clean(slice(0, num), self.is_loop).numpy()
+    def images(self, scenes: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Exposed images, scaled to [0, 1]."""
+        time = scenes["exposure_time"][:, None, None]
+        electrons = torch.poisson((self.clean(scenes) + self.simulator.exposure.sky[0]).clamp_min(0) * time)
+        low, high = electrons.amin((1, 2), keepdim=True), electrons.amax((1, 2), keepdim=True)
+        return (electrons - low) / (high - low)
 
 
-def _axis_ratio(e1: np.ndarray, e2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    e = np.hypot(e1, e2)
-    return (1 - e) / (1 + e), np.arctan2(e2, e1) / 2
+def string_points(truth: Truth) -> tuple[np.ndarray, np.ndarray, float]:
+    """Places of the points that stand for a string, and the Einstein radius of each."""
+    part = (np.arange(STRING) + 0.5) / STRING
+    x, y = (truth[f"vortex_{a}1"] + part * (truth[f"vortex_{a}2"] - truth[f"vortex_{a}1"]) for a in "xy")
+    return x, y, truth["vortex_theta_E"] / STRING**0.5
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -386,131 +225,188 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference of a pixel in any image and band, over the peak there."""
-    return float((np.abs(ours - theirs).max((2, 3)) / theirs.max((2, 3))).max())
-
-
-def only_shared(columns: Columns) -> Columns:
-    """Survey scenes without what lenstronomy has not: arms, rings, clumps, stars, and the soft cusps of neighbours."""
-    gone = {name: np.full_like(columns[name], np.inf) for name in columns if name.endswith("_magnitude")}
-    kept = {name: columns[name] for name in ("lens_magnitude", "source_magnitude")}
-    return columns | gone | kept | {name: np.zeros(BLOCK) for name in ("arms_contrast", "ring_share")}
-
-
-def agreement(simulator: OneKind, columns: Columns, peers: dict[str, Peer], num: int) -> dict[str, float]:
-    """Largest noiseless differences over the peak, for the first ``num`` scenes of a group."""
-    lenstronomy, inside = peers["lenstronomy"], slice(None)
-    if isinstance(lenstronomy, LenstronomySurvey):
-        columns = only_shared(columns)
-        lenstronomy = LenstronomySurvey(simulator, columns)
-        # Beyond the border the sky is dark for lenstronomy, and as at the edge for us.
-        inside = slice(simulator.exposure.psf_radius, -simulator.exposure.psf_radius)
-    ours, theirs = simulator.clean(columns)[:num], lenstronomy.exact(num)
-    found = {"lenstronomy": difference(ours[..., inside, inside], theirs[..., inside, inside])}
-    if "caustics" in peers:
-        found["caustics"] = difference(peers["caustics"].clean(num), lenstronomy.clean(num))
-    return found
-
-
-def compare(row: Row, num: int, rounds: int) -> dict[str, Any]:
-    """All figures of a row; the peers render one group of scenes again and again."""
-    simulator = OneKind(row)
-    columns = simulator.groups(0)[0]
-    size = len(columns["theta_E"])
-    peers: dict[str, Peer]
-    if row.preset == "hsc-gri":
-        peers = {"lenstronomy": LenstronomySurvey(simulator, columns)}
-    else:
-        peers = {"lenstronomy": Lenstronomy(simulator, columns), "caustics": Caustics(simulator, columns)}
-    first, again = (seconds(lambda: simulator.block(0)) for _ in range(2))
-    rates: dict[str, list[float]] = {name: [] for name in (*peers, "deeplense")}
+def measure(row: str, num: int, rounds: int, batch: int) -> dict[str, Any]:
+    """The figures of one row: rates over ``num`` images a round, their ratios, pixels that differ."""
+    kind, size = row.rsplit("-", 1)
+    if kind == "hsc-gri":
+        return measure_survey(num, rounds)
+    ours = Uniform(kind, int(size))
+    truths = [ours.truth(i) for i in range(num)]
+    theirs = Lenstronomy(ours, truths[0])
+    scenes = [theirs.scene(t) for t in truths]
+    third = Caustics(ours, batch)
+    batches = [third.scenes(group) for number in range(num // BLOCK) for group in ours.groups(number)]
+    first = seconds(lambda: ours.block(0))
+    theirs.image(scenes[0])
+    third.images(batches[0])
+    again = seconds(lambda: ours.block(0))
+    clean = ours_clean(ours, CHECKED)
+    rates: dict[str, list[float]] = {"lenstronomy": [], "caustics": [], "deeplense": []}
+    # lenstronomy's rate needs no more than some tens of its slow images a round.
+    some = scenes[: max(8, num // 8)]
     for _ in range(rounds):
-        for name, peer in peers.items():
-            rates[name].append(size / seconds(partial(peer.images, size)))
-        rates["deeplense"].append(num / seconds(lambda: [len(part) for part in simulator.stream(0, num)]))
-    figures: dict[str, Any] = {"images": num, "images_of_peers": size, "rounds": rounds, "settings": row.settings}
-    figures |= {"compile_seconds": first - again, "images_per_second": {k: spread(v) for k, v in rates.items()}}
-    ratios = {name: [o / p for o, p in zip(rates["deeplense"], rates[name], strict=True)] for name in peers}
-    figures["ratio"] = {name: spread(values) for name, values in ratios.items()}
-    figures["largest_pixel_difference_over_peak"] = agreement(simulator, columns, peers, min(size, 16))
-    if isinstance(caustics := peers.get("caustics"), Caustics):
-        figures["caustics"] = {"batch": caustics.batch, "haloes": "one by one" if caustics.is_loop else "vmap"}
-    return figures
-
-
-def compare_writing(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of write.py, which runs by itself: its workers import the script that started them."""
-    with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-") as folder:
-        out = Path(folder) / "figures.json"
-        command = [sys.executable, str(Path(__file__).with_name("write.py")), *WRITE_ROWS[name], "--out", str(out)]
-        numbers = {"--rounds": min(args.rounds, 3), "--threads": args.threads, "--shards": 2 if args.quick else 8}
-        subprocess.run([*command, *(str(word) for pair in numbers.items() for word in pair)], check=True)
-        return json.loads(out.read_text())
-
-
-def environment(threads: int) -> dict[str, Any]:
-    """What the figures hold for."""
+        rates["lenstronomy"].append(len(some) / seconds(lambda: [theirs.image(s) for s in some]))
+        part = batches[: max(1, len(batches) // 4)]
+        rates["caustics"].append(len(part) * BLOCK // 3 / seconds(lambda b=part: [third.images(s) for s in b]))
+        rates["deeplense"].append(num / seconds(lambda: sum(len(p) for p in ours.stream(0, num))))
+    peers = {
+        "lenstronomy": np.stack([theirs.clean(theirs.scene(ours.truth(i))) for i in range(CHECKED)]),
+        "caustics": caustics_clean(third, ours, CHECKED),
+    }
     return {
-        "threads": {"lenstronomy": 1, "caustics": threads, "deeplense": threads},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {k: version(k) for k in ("deeplense", "lenstronomy", "caustics", "torch", "numpy")},
+        "compile_seconds": first - again,
+        "images_per_second": {name: spread(values) for name, values in rates.items()},
+        "ratio": {
+            name: spread([o / t for o, t in zip(rates["deeplense"], rates[name], strict=True)]) for name in peers
+        },
+        "largest_pixel_difference_over_peak": {name: difference(clean, images) for name, images in peers.items()},
     }
 
 
-def tables(rows: dict[str, Any]) -> list[Table]:
-    """The figures, median and in brackets smallest and largest, comparisons first and writing after them."""
-    compared = Table("row", "compile s", "images/s", "lenstronomy", "caustics", "x lenstronomy", "x caustics", "off by")
-    written = Table("row", *(measure.replace("_", " ") for measure in ("generate", "write", "workers_1", "workers_2")))
+def ours_clean(simulator: Uniform, num: int) -> np.ndarray:
+    """Noiseless images by the ordinary engine, electrons per second, shape (N, H, W)."""
+    from deeplense.simulate.render import render
+
+    images = np.empty((BLOCK, *simulator.shape[1:]), dtype=np.float32)
+    for part, columns in enumerate(simulator.groups(0)):
+        setting = (simulator.preset, simulator.world, simulator.exposure, simulator.kind)
+        images[part::3] = render(Scenes.of(columns), *setting)[:, 0].numpy()
+    return images[:num]
+
+
+def caustics_clean(third: Caustics, simulator: Uniform, num: int) -> np.ndarray:
+    """The same by caustics."""
+    images = np.empty((BLOCK, *simulator.shape[1:]), dtype=np.float32)
+    for part, columns in enumerate(simulator.groups(0)):
+        images[part::3] = third.clean(third.scenes(columns)).numpy()
+    return images[:num]
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest pixel difference of any image, over that image's peak."""
+    return float((np.abs(ours - theirs).max((1, 2)) / theirs.max((1, 2))).max())
+
+
+def measure_survey(num: int, rounds: int) -> dict[str, Any]:
+    """hsc-gri: whole scenes of ours; lenstronomy with a lens, its light and a source in three bands, no neighbours."""
+    ours = Simulator("hsc-gri", seed=1, compile=True, settings={"positive_fraction": 1.0})
+    theirs = SurveyPeer(ours)
+    scenes = [theirs.scene(ours.truth(i)) for i in range(max(8, num // 8))]
+    first, again = (seconds(lambda: ours.block(0)) for _ in range(2))
+    rates: dict[str, list[float]] = {"lenstronomy": [], "deeplense": []}
+    for _ in range(rounds):
+        rates["lenstronomy"].append(len(scenes) / seconds(lambda: [theirs.image(s) for s in scenes]))
+        rates["deeplense"].append(num / seconds(lambda: sum(len(p) for p in ours.stream(0, num))))
+    ratio = spread([o / t for o, t in zip(rates["deeplense"], rates["lenstronomy"], strict=True)])
+    return {
+        "compile_seconds": first - again,
+        "images_per_second": {name: spread(values) for name, values in rates.items()},
+        "ratio": {"lenstronomy": ratio},
+    }
+
+
+class SurveyPeer:
+    """Lens, its light and one Sersic source in the three bands of hsc-gri by lenstronomy."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        preset, self.exposure = simulator.preset, simulator.exposure
+        corner = -(preset.num_pix - 1) / 2 * preset.pixel_scale
+        grid = PixelGrid(preset.num_pix, preset.num_pix, np.eye(2) * preset.pixel_scale, corner, corner)
+        kernel = simulator.world.observation.exposure(preset.pixel_scale)
+        fwhm = [prior.mean for prior in kernel.psf_fwhm]
+        light = LightModel(["SERSIC_ELLIPSE"])
+        numerics = {"supersampling_factor": self.exposure.supersampling}
+        self.models = [
+            ImageModel(
+                grid,
+                PSF("PIXEL", kernel_point_source=self.moffat(width / preset.pixel_scale)),
+                LensModel(["SIE", "SHEAR"]),
+                light,
+                light,
+                kwargs_numerics=numerics,
+            )
+            for width in fwhm
+        ]
+        self.rng = np.random.default_rng(0)
+
+    def moffat(self, fwhm: float) -> np.ndarray:
+        """The band's PSF as pixels."""
+        from deeplense.lensing.observe import moffat_kernel
+
+        width = torch.tensor([fwhm], dtype=torch.float64)
+        return moffat_kernel(width, self.exposure.psf_beta or 3.0, self.exposure.psf_radius)[0].numpy()
+
+    def scene(self, truth: Truth) -> Truth:
+        """Keyword arguments for each band."""
+        lens = [
+            {name: truth[name] for name in ("theta_E", "e1", "e2", "center_x", "center_y")},
+            {name: truth[name] for name in ("gamma1", "gamma2")},
+        ]
+        return {"lens": lens, "source": self.galaxies(truth, "source"), "light": self.galaxies(truth, "lens")} | {
+            "time": truth["exposure_time"]
+        }
+
+    def galaxies(self, truth: Truth, name: str) -> list[Truth]:
+        """The Sersic profile of lens or source, one for each band."""
+        center = ("source_x", "source_y") if name == "source" else ("center_x", "center_y")
+        shape = {key: truth[f"{name}_{key}"] for key in ("R_sersic", "n_sersic", "e1", "e2")}
+        unit = Sersic().total_flux(amp=1.0, **shape)
+        shape |= {"center_x": truth[center[0]], "center_y": truth[center[1]]}
+        flux = magnitude2cps(truth[f"{name}_magnitude"], np.array(self.exposure.zero_point))
+        return [shape | {"amp": f / unit} for f in flux]
+
+    def image(self, scene: Truth) -> np.ndarray:
+        """Exposed and scaled, shape (3, H, W)."""
+        return np.stack([self.band(number, scene) for number in range(len(self.models))])
+
+    def band(self, number: int, scene: Truth) -> np.ndarray:
+        """One band of it."""
+        clean = self.models[number].image(scene["lens"], [scene["source"][number]], [scene["light"][number]])
+        mean = np.maximum(clean + self.exposure.sky[number], 0) * scene["time"][number]
+        electrons = self.rng.poisson(mean) + self.rng.normal(0, self.exposure.read_variance[number] ** 0.5, mean.shape)
+        low, high = electrons.min(), electrons.max()
+        return (electrons - low) / (high - low)
+
+
+def show(rows: dict[str, Any]) -> None:
+    """The figures as a table."""
+    table = Table("row", "lenstronomy", "caustics", "deeplense", "ratio", "to caustics", "compile", "difference")
     for name, row in rows.items():
-        rates, ratio = row["images_per_second"], row.get("ratio", {})
-        if name in WRITE_ROWS:
-            written.add_row(name, *(_range(rates[measure]) for measure in rates))
-            continue
-        cells = [_range(rates.get(who)) for who in ("deeplense", "lenstronomy", "caustics")]
-        cells += [_range(ratio.get(who)) for who in ("lenstronomy", "caustics")]
-        off = ", ".join(f"{value:.0e}" for value in row["largest_pixel_difference_over_peak"].values())
-        compared.add_row(name, f"{row['compile_seconds']:.1f}", *cells, off)
-    return [table for table in (compared, written) if table.row_count]
-
-
-def _range(values: dict[str, float] | None) -> str:
-    if values is None:
-        return "-"
-    digits = 1 if values["median"] < 100 else 0
-    return "{median:.{d}f} ({min:.{d}f}-{max:.{d}f})".format(d=digits, **values)
-
-
-def save(path: Path, rows: dict[str, Any], threads: int) -> None:
-    """Write the rows, and keep those that stand there already for the same machine and versions."""
-    here, there = environment(threads), json.loads(path.read_text()) if path.exists() else {}
-    kept = there["rows"] if there.get("environment") == here else {}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"environment": here, "rows": kept | rows}, indent=2) + "\n")
-    temporary.replace(path)
+        rate = {who: f"{values['median']:,.0f}/s" for who, values in row["images_per_second"].items()}
+        ratio = {who: "{median:.1f} ({min:.1f} to {max:.1f})".format(**v) for who, v in row["ratio"].items()}
+        largest = row.get("largest_pixel_difference_over_peak", {}).get("lenstronomy")
+        columns = [rate["lenstronomy"], rate.get("caustics", ""), rate["deeplense"], ratio["lenstronomy"]]
+        columns += [ratio.get("caustics", ""), f"{row['compile_seconds']:.0f} s", f"{largest:.0e}" if largest else ""]
+        table.add_row(name, *columns)
+    Console(width=140).print(table)
 
 
 def main() -> None:
-    """Measure row by row, save after each, and print a table."""
+    """Measure, show, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", nargs="+", default=[*ROWS, *WRITE_ROWS], choices=[*ROWS, *WRITE_ROWS])
-    parser.add_argument("--num", type=int, default=4 * BLOCK, help=f"images of ours a round, a multiple of {BLOCK}")
-    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds, 5 or more for a figure to quote")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads; lenstronomy has one")
+    parser.add_argument("--num", type=int, default=4 * BLOCK, help=f"images a round, a multiple of {BLOCK}")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, 5 or more for a figure to quote")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which comparisons")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads of ours and caustics'")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
     args = parser.parse_args()
-    if args.quick:
-        args.num, args.rounds = BLOCK, 1
     if args.num < BLOCK or args.num % BLOCK or args.rounds < 1:
         parser.error(f"--num is a multiple of {BLOCK}, --rounds 1 or more")
     torch.set_num_threads(args.threads)
-    rows = {}
-    for name in args.rows:
-        rows[name] = compare_writing(name, args) if name in WRITE_ROWS else compare(ROWS[name], args.num, args.rounds)
-        save(args.out, rows, args.threads)
-    for table in tables(rows):
-        Console(width=None if sys.stdout.isatty() else 140).print(table)
+    with torch.inference_mode():
+        rows = {row: measure(row, args.num, args.rounds, BLOCK // 3) for row in args.rows}
+    show(rows)
+    figures = {
+        "rows": rows,
+        "images": args.num,
+        "rounds": args.rounds,
+        "threads": {"lenstronomy": 1, "caustics": args.threads, "deeplense": args.threads},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("deeplense", "lenstronomy", "caustics", "torch", "numpy")},
+    }
+    temporary = args.out.with_suffix(".tmp")
+    temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    temporary.replace(args.out)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Simulator:
 
     def __init__(
         self,
-        preset: str | Preset,
+        preset: str | Path | Preset,
         fidelity: str = "physical",
         seed: int = 0,
         strength: float = 1.0,
@@ -70,9 +70,13 @@ class Simulator:
         galaxies: Path | str | None = None,
         part: str | None = None,
     ) -> None:
-        if seed < 0 or strength <= 0:
-            raise ConfigError(f"seed={seed}, strength={strength}: the seed is 0 or more, the strength above 0")
-        given = presets.load(preset) if isinstance(preset, str) else preset
+        if not isinstance(seed, int) or seed < 0 or not 0 < strength < float("inf"):
+            raise ConfigError(
+                f"seed={seed}, strength={strength}: a seed is a whole number from 0 on, a strength is above 0"
+            )
+        if part is not None and galaxies is None:
+            raise ConfigError(f"part={part!r} says which galaxies are sources: name their folder, galaxies=DIR")
+        given = preset if isinstance(preset, Preset) else presets.load(preset)
         self.preset = given.changed(fidelity, settings) if settings else given
         self._recipe: dict[str, Any] = {
             "preset": preset,
@@ -82,9 +86,12 @@ class Simulator:
             "device": device,
         }
         self._recipe |= {"compile": compile, "settings": settings, "galaxies": galaxies, "part": part}
-        self.bank = read_galaxies(galaxies, part=part) if galaxies is not None else None
+        self.bank = read_galaxies(galaxies, pixel_scale=1.0, part=part) if galaxies is not None else None
         self.world = self.preset.world(fidelity)
         self.exposure = self.world.observation.exposure(self.preset.pixel_scale)
+        if isinstance(self.world, World) and len(self.exposure.bands) > 1:
+            bands = ", ".join(self.exposure.bands)
+            raise ConfigError(f"{self.preset.name} has one band: set observation.bands to one of {bands}")
         self.fidelity, self.seed, self.strength, self.device = fidelity, seed, strength, _usable(device)
         self.settings = dict(settings or {})
         self.engine = "compiled" if compile and can_compile() else "eager"
@@ -117,6 +124,7 @@ class Simulator:
             "pixels": PIXELS,
             "preset": self.preset.name,
             "preset_hash": hashlib.sha256(self.preset.model_dump_json(exclude_unset=True).encode()).hexdigest()[:12],
+            "exposure_hash": self.exposure.fingerprint(),
             "fidelity": self.fidelity,
             "seed": self.seed,
             "strength": self.strength,
@@ -198,7 +206,7 @@ class Simulator:
 
     def images(self, index: np.ndarray | range) -> LensSet:
         """The images at any indices, in the order asked for."""
-        index = np.asarray(index, dtype=np.int64)
+        index = _checked(index)
         numbers, place = np.unique(index // BLOCK, return_inverse=True)
         return concatenate([self._cached_block(int(n)) for n in numbers]).select(place * BLOCK + index % BLOCK)
 
@@ -235,8 +243,22 @@ class Simulator:
         return deviates
 
 
+def _checked(index: Any) -> np.ndarray:
+    """Numbers of images, shape (N,).
+
+    Raises:
+        ConfigError: there are none, or one is negative or no whole number.
+    """
+    numbers = np.asarray(index)
+    if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+        raise ConfigError(f"images {index!r}: give a list of whole numbers, 0 or more")
+    return numbers.astype(np.int64)
+
+
 def _fill_normal(deviates: Tensor, seed: int) -> None:
-    deviates.normal_(generator=torch.Generator().manual_seed(seed))
+    # The caller may have made the tensor in inference mode, which is a thread's own.
+    with torch.inference_mode():
+        deviates.normal_(generator=torch.Generator().manual_seed(seed))
 
 
 @cache
@@ -270,6 +292,8 @@ def _usable(device: str) -> str:
         ConfigError: there is no such device here.
     """
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("not a device that renders")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device!r} cannot be used here: give cpu, or cuda where there is a GPU") from error

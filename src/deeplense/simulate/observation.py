@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from deeplense.errors import ConfigError
 from deeplense.lensing import instruments
 from deeplense.lensing.instruments import Band
 from deeplense.lensing.light import magnitude_to_counts
-from deeplense.simulate.priors import Prior, PriorField
+from deeplense.simulate.priors import NotNegativePrior, PositivePrior, Prior
 
 # What a card says, too; given in a preset, it replaces the number of the card in all bands.
 NUMBERS = ("exposure_time", "num_exposures", "sky_brightness", "magnitude_zero_point", "read_noise", "psf_fwhm")
 
 
+NotNegative = Annotated[float, Field(ge=0)]
+_DEFAULT = {"num_exposures": 1, "read_noise": 0.0}
+
+
 class Table(BaseModel):
     """A table of a preset file; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Observation(Table):
@@ -42,32 +47,34 @@ class Observation(Table):
         read_noise: electrons, of one exposure.
         background_rms: electrons per second and pixel, of noise that grows with the exposure time.
         supersampling: rays per pixel and axis.
-        noise: "photons" is one Poisson draw and read noise; "none" leaves mean electrons; "twice" is DeepLenseSim's:
-            Poisson counts of a mean that has the noise of photons and of read-out already.
+        noise: "photons" is one Poisson draw and read noise; "none" leaves mean electrons per second; "twice" is
+            DeepLenseSim's: Poisson counts of a mean that has the noise of photons and of read-out already.
         scaling: "minmax" maps each channel to [0, 1]; "electrons" keeps electrons above the mean sky.
     """
 
     instrument: str = ""
     bands: tuple[str, ...] = ()
-    psf_fwhm: PriorField | None = None
-    seeing: PriorField = Prior(value=1.0)
-    psf_radius: int = 0
-    exposure_time: PriorField | None = None
-    num_exposures: int | None = None
-    sky_brightness: float | None = None
+    psf_fwhm: NotNegativePrior | None = None
+    seeing: PositivePrior = Prior(value=1.0)
+    psf_radius: Annotated[int, Field(ge=0, le=200)] = 0
+    exposure_time: PositivePrior | None = None
+    num_exposures: Annotated[int, Field(ge=1)] | None = None
+    sky_brightness: Annotated[float, Field(allow_inf_nan=True)] | None = None
     magnitude_zero_point: float | None = None
-    read_noise: float | None = None
-    background_rms: float = 0.0
-    supersampling: int = 1
+    read_noise: NotNegative | None = None
+    background_rms: NotNegative = 0.0
+    supersampling: Annotated[int, Field(ge=1, le=16)] = 1
     noise: Literal["photons", "none", "twice"] = "photons"
     scaling: Literal["minmax", "electrons"] = "electrons"
 
     @model_validator(mode="after")
     def _complete(self) -> Observation:
         needed = [name for name in NUMBERS if name not in _DEFAULT] + ["psf_radius"]
-        missing = [name for name in needed if not getattr(self, name)]
+        missing = [name for name in needed if getattr(self, name) in (None, 0)]
         if missing and not self.instrument:
             raise ValueError(f"give an instrument, or {', '.join(missing)}")
+        if len(set(self.bands)) < len(self.bands):
+            raise ValueError(f"bands = {list(self.bands)}: name each band once")
         return self
 
     def exposure(self, pixel_scale: float) -> Exposure:
@@ -146,6 +153,13 @@ class Exposure:
     noise: str
     scaling: str
 
+    def fingerprint(self) -> str:
+        """A hash of all numbers and of the PSF's pixels: a card or a PSF file that has changed is another one."""
+        digest = hashlib.sha256(repr(replace(self, psf_kernel=None)).encode())
+        if self.psf_kernel is not None:
+            digest.update(self.psf_kernel.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
     def draw(self, num: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """FWHM (arcsec) and whole exposure time (s) of ``num`` images, shape (num, bands)."""
         fwhm = [prior.sample(rng, num) * self.seeing.sample(rng, num) for prior in self.psf_fwhm]
@@ -155,16 +169,13 @@ class Exposure:
     @property
     def num_layers(self) -> int:
         """Standard normal deviates that a pixel takes: for photons, and for read-out where there is some."""
-        return {"none": 0, "photons": 1 + any(self.read_variance), "twice": 2}[self.noise]
+        return {"none": 0, "photons": 1 + (any(self.read_variance) or self.background_rms > 0), "twice": 2}[self.noise]
 
     @property
     def least_sky(self) -> float:
         """Electrons per pixel below which no mean is, in any band or image."""
         shortest = (max(prior.low, 0.0) * n for prior, n in zip(self.time, self.num_exposures, strict=True))
         return min(sky * time for sky, time in zip(self.sky, shortest, strict=True))
-
-
-_DEFAULT = {"num_exposures": 1, "read_noise": 0.0}
 
 
 def _prior(given: Any) -> Prior:

@@ -8,11 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from deeplense.errors import ConfigError, did_you_mean
 from deeplense.simulate.observation import Observation, Table
-from deeplense.simulate.priors import Prior, PriorField
+from deeplense.simulate.priors import NotNegativePrior, PositivePrior, Prior, PriorField, SharePrior
 from deeplense.simulate.survey import SurveyWorld
 
 ZERO = Prior(value=0.0)
@@ -26,10 +26,10 @@ class LensPriors(Table):
             MULTIPOLE for a lens of ``theta_E = 1``: the strength is a share of theta_E.
     """
 
-    theta_E: PriorField
-    q: PriorField
+    theta_E: PositivePrior
+    q: SharePrior
     phi: PriorField
-    gamma: PriorField
+    gamma: SharePrior
     phi_gamma: PriorField
     center_x: PriorField
     center_y: PriorField
@@ -43,11 +43,11 @@ class SourcePriors(Table):
     """A Sersic galaxy ``offset`` (arcsec, in the direction ``offset_angle``) from (``center_x``, ``center_y``)."""
 
     magnitude: PriorField
-    R_sersic: PriorField
-    n_sersic: PriorField
-    q: PriorField
+    R_sersic: PositivePrior
+    n_sersic: PositivePrior
+    q: SharePrior
     phi: PriorField
-    offset: PriorField = ZERO
+    offset: NotNegativePrior = ZERO
     offset_angle: PriorField = ZERO
     center_x: PriorField = ZERO
     center_y: PriorField = ZERO
@@ -70,15 +70,15 @@ class Sphere(Table):
     """
 
     profile: Literal["point", "nfw", "tnfw"] = "point"
-    number: PriorField | None = None
-    sigma_sub: PriorField | None = None
-    mass: PriorField
-    f_sub: PriorField | None = None
-    lens_mass: float | None = None
-    half_mode_mass: PriorField = ZERO
-    concentration_scatter: float = 0.0
-    tau: PriorField = Prior(value=10.0)
-    radius: PriorField
+    number: NotNegativePrior | None = None
+    sigma_sub: NotNegativePrior | None = None
+    mass: PositivePrior
+    f_sub: SharePrior | None = None
+    lens_mass: Annotated[float, Field(gt=0)] | None = None
+    half_mode_mass: NotNegativePrior = ZERO
+    concentration_scatter: Annotated[float, Field(ge=0)] = 0.0
+    tau: PositivePrior = Prior(value=10.0)
+    radius: NotNegativePrior
 
     @model_validator(mode="after")
     def _consistent(self) -> Sphere:
@@ -100,8 +100,8 @@ class Vortex(Table):
         offset, offset_angle: where its middle lies from the lens centre, arcsec and radian.
     """
 
-    f_sub: PriorField
-    length: PriorField | None = None
+    f_sub: SharePrior
+    length: PositivePrior | None = None
     log10_m_axion: PriorField | None = None
     phi: PriorField
     offset: PriorField = ZERO
@@ -150,11 +150,21 @@ class Preset(Table):
     name: str
     title: str
     classes: tuple[str, ...]
-    num_pix: int
-    pixel_scale: float
-    z_lens: float = 0.5
-    z_source: float = 1.0
+    num_pix: Annotated[int, Field(ge=2, le=4096, strict=True)]
+    pixel_scale: Annotated[float, Field(gt=0)]
+    z_lens: Annotated[float, Field(gt=0)] = 0.5
+    z_source: Annotated[float, Field(gt=0)] = 1.0
     fidelities: dict[str, AnyWorld]
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Preset:
+        for name, world in self.fidelities.items():
+            wanted = 3 if isinstance(world, World) else 2
+            if len(set(self.classes)) != wanted or len(self.classes) != wanted:
+                raise ValueError(f"classes = {list(self.classes)}: {name} needs {wanted} different names")
+        if not self.fidelities or any("/" in c or not c for c in self.classes):
+            raise ValueError("give one fidelity or more, and class names without a slash: they become folders")
+        return self
 
     def world(self, fidelity: str) -> World | SurveyWorld:
         """The priors of a fidelity.
@@ -200,16 +210,17 @@ def names() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml"))
 
 
-def load(name: str) -> Preset:
+def load(name: str | Path) -> Preset:
     """Read a preset by its name, or a file of one's own by its path (ending in .toml).
 
     Raises:
         ConfigError: there is no such preset, or its file is faulty.
     """
+    name = str(name)
     if name.endswith(".toml"):
-        return _parse(Path(name), name)
+        return _parse(Path(name).expanduser(), name)
     if name not in names():
-        raise ConfigError(f"there is no preset {name!r}; {did_you_mean(name, names())}")
+        raise ConfigError(f"there is no preset {name!r}; {did_you_mean(name, names())}, or the path of a .toml file")
     return _parse(_folder() / f"{name}.toml", f"preset {name}")
 
 
@@ -225,12 +236,21 @@ def _validate(values: dict[str, Any], name: str) -> Preset:
         return Preset.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{name}: {'.'.join(_location(first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{name}: {'.'.join(_location(first['loc']))}: {_reason(first)}") from error
+
+
+def _reason(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "there is no such key; the preset's own file and docs/presets.md show which there are"
+    return str(fault["msg"]).removeprefix("Value error, ")
 
 
 def _location(parts: Iterable[Any]) -> list[str]:
     """The keys of the file; without the names by which pydantic tells alternatives apart."""
-    return [str(part) for part in parts if part not in ("lenses", "survey", "Vortex", "Sphere")]
+    return [str(part) for part in parts if part not in _ALTERNATIVES and "[" not in str(part)]
+
+
+_ALTERNATIVES = ("lenses", "survey", "Vortex", "Sphere")
 
 
 def _folder() -> resources.abc.Traversable:

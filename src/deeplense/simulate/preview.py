@@ -31,13 +31,18 @@ def write_preview(simulator: Simulator, path: Path | str) -> Path:
     Raises:
         ConfigError: the path does not end in .png, .pdf or .svg.
     """
-    path = Path(path)
-    if path.suffix not in (".png", ".pdf", ".svg"):
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"{path}: a preview is a picture; give a path that ends in .png, .pdf or .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise ConfigError(f"{path} exists and is never overwritten: choose another path")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be a folder: {error.strerror}; choose another path") from error
     figure = draw_preview(simulator)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
     return path
 
 
@@ -108,7 +113,7 @@ def _by_kind(images: LensSet, columns: int) -> dict[str, np.ndarray]:
 
 def _show(axes: Axes, images: LensSet, place: int, linear: float) -> None:
     axes.imshow(to_colour(images.images[place], linear), origin="lower", interpolation="nearest")
-    if images.params is not None and (theta_E := images.params["theta_E"][place].as_py()) > 0:
+    if images.params is not None and (theta_E := images.params["theta_E"][place].as_py() or 0) > 0:
         axes.set_title(rf'$\theta_E$ = {theta_E:.2f}"', fontsize=8, pad=2)
 
 

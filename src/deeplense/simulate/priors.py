@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from numbers import Real
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from scipy.special import ndtr, ndtri
 
 Range = tuple[float, float]
@@ -49,10 +50,22 @@ class Prior(BaseModel):
         kinds = self.model_fields_set - {"within"}
         if len(kinds) != 1:
             allowed = ", ".join(name for name in type(self).model_fields if name != "within")
-            raise ValueError(f"a prior is one of {allowed}; given {self.model_fields_set}")
+            raise ValueError(f"give a number, or one of {allowed}; given {sorted(self.model_fields_set)}")
+        self._check_numbers(*self._kind)
         if self.within is not None:
             self._check_range(kinds.pop(), self.within)
         return self
+
+    def _check_numbers(self, kind: str, given: Any) -> None:
+        numbers = np.atleast_1d(given)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{kind} = {given}: give finite numbers")
+        if kind in _RANGES and not numbers[-2] <= numbers[-1]:
+            raise ValueError(f"{kind} = {given}: give the lowest, then the highest value")
+        if (kind in _NORMALS and numbers[1] <= 0) or (kind in _ABOVE_0 and numbers[_ABOVE_0[kind]] <= 0):
+            raise ValueError(f"{kind} = {given}: widths, medians and what has a logarithm or a power are above 0")
+        if kind == "poisson" and not 0 <= numbers[0] <= 1e6:
+            raise ValueError(f"poisson = {given}: give a mean from 0 to 1e6")
 
     def _check_range(self, kind: str, within: Range) -> None:
         if kind not in _NORMALS:
@@ -113,6 +126,16 @@ class Prior(BaseModel):
         return float(given[-2])
 
     @property
+    def high(self) -> float:
+        """What no draw is above; infinity where there is no bound."""
+        kind, given = self._kind
+        if self.within is not None:
+            return self.within[1]
+        if kind in ("normal", "log_normal", "poisson"):
+            return math.inf
+        return float(given if kind == "value" else given[-1])
+
+    @property
     def mean(self) -> float:
         """The expected value of a constant, uniform, Poisson, or whole normal prior."""
         kind, given = self._kind
@@ -146,6 +169,9 @@ def _shares(kind: str, given: Range, within: Range) -> Range:
     return float(ndtr(low)), float(ndtr(high))
 
 
+_RANGES = ("uniform", "log_uniform", "disc", "power_law", "number_counts")
+# Of these, the number at this place has to be above zero.
+_ABOVE_0 = {"log_uniform": 0, "log_normal": 0, "power_law": 1}
 _NORMALS = ("normal", "log_normal")
 _QUANTILES: dict[str, Any] = {
     "uniform": lambda u, low, high: low + u * (high - low),
@@ -157,7 +183,31 @@ _QUANTILES: dict[str, Any] = {
 
 
 def _as_prior(given: Any) -> Any:
-    return {"value": given} if isinstance(given, int | float) else given
+    is_number = isinstance(given, Real) and not isinstance(given, bool)
+    if not is_number and not isinstance(given, dict | Prior):
+        raise ValueError(f"{given!r} is neither a number nor a distribution like {{ uniform = [0.0, 1.0] }}")
+    return {"value": float(given)} if is_number else given
+
+
+def _positive(prior: Prior) -> Prior:
+    if prior.low < 0 or prior.value == 0:
+        raise ValueError(f"{prior.model_dump(exclude_unset=True)}: all draws are above 0; cut a normal off by within")
+    return prior
+
+
+def _not_negative(prior: Prior) -> Prior:
+    if prior.low < 0:
+        raise ValueError(f"{prior.model_dump(exclude_unset=True)}: all draws are 0 or more; cut a normal off by within")
+    return prior
+
+
+def _share(prior: Prior) -> Prior:
+    if prior.low < 0 or prior.high > 1:
+        raise ValueError(f"{prior.model_dump(exclude_unset=True)}: all draws are from 0 to 1")
+    return prior
 
 
 PriorField = Annotated[Prior, BeforeValidator(_as_prior)]
+PositivePrior = Annotated[PriorField, AfterValidator(_positive)]
+NotNegativePrior = Annotated[PriorField, AfterValidator(_not_negative)]
+SharePrior = Annotated[PriorField, AfterValidator(_share)]

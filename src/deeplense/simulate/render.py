@@ -96,7 +96,8 @@ def expose(image: Tensor, scenes: Scenes, exposure: Exposure, noise: Tensor) -> 
         noise: standard normal deviates, shape (B, layers, C, H, W): see ``Exposure.num_layers``.
 
     Returns:
-        electrons above the mean sky, shape (B, C, H, W), and the total S/N of the image, shape (B,).
+        electrons above the mean sky (mean electrons per second without noise), shape (B, C, H, W), and the total S/N of
+        the image, shape (B,).
     """
     time = scenes["exposure_time"][:, :, None, None]
     sky = image.new_tensor(exposure.sky)[:, None, None] * time

@@ -38,7 +38,7 @@ def draw(preset: Preset, world: World, kind: int, num: int, strength: float, rng
     columns |= substructure.draw(kind, preset, world, columns["theta_E"], strength, rng)
     columns["theta_E_macro"] = _macro(columns) if world.is_mass_matched else columns["theta_E"]
     if (columns["theta_E_macro"] <= 0).any():
-        raise ConfigError(f"strength={strength}: substructure would have all of the lens's mass; give a smaller factor")
+        raise ConfigError(f"substructure has all of a lens's mass (strength={strength:g}): make f_sub or masses less")
     redshifts = {"z_lens": preset.z_lens, "z_source": preset.z_source}
     return columns | {name: np.full(num, z) for name, z in redshifts.items()}
 

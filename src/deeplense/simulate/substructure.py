@@ -134,8 +134,8 @@ def _extend(
     median = haloes.concentration(mass, preset.z_lens) * haloes.concentration_drop(mass, half_mode_mass)
     concentration = median * 10 ** rng.normal(0.0, priors.concentration_scatter, mass.shape)
     alpha_Rs, Rs = haloes.halo_scales(mass, concentration, distances, preset.z_lens)
-    r_trunc = Rs * priors.tau.sample(rng, mass.shape)
-    return {"sub_alpha_Rs": np.where(theta_E > 0, alpha_Rs, 0.0), "sub_Rs": Rs, "sub_r_trunc": r_trunc}
+    columns = {"sub_alpha_Rs": np.where(theta_E > 0, alpha_Rs, 0.0), "sub_Rs": Rs}
+    return columns if priors.profile == "nfw" else columns | {"sub_r_trunc": Rs * priors.tau.sample(rng, mass.shape)}
 
 
 def _pack(columns: Columns, is_there: np.ndarray, is_fixed: bool) -> Columns:
@@ -165,7 +165,9 @@ def draw_vortex(priors: Vortex, theta_E: np.ndarray, strength: float, rng: np.ra
 
 
 def vortex_length(log10_m_axion: np.ndarray) -> np.ndarray:
-    """Length in arcsec of a vortex in a halo of axions of mass 10^x eV, at z = 0.5: twice the de Broglie wavelength.
+    """Length in arcsec of a vortex in a halo of axions of mass 10^x eV: twice the de Broglie wavelength at z = 0.5.
+
+    It is not scaled to other redshifts.
 
     References: DeepLenseSim (github.com/mwt5345/DeepLenseSim), where lambda = 0.06" / (2 m / 1e-22 eV).
     """
@@ -190,8 +192,10 @@ def _pulled_inside(columns: Columns, radius: np.ndarray, x: np.ndarray, y: np.nd
     places = [
         torch.from_numpy(c[:, None, None] + radius[:, None, None] * o) for c, o in zip((x, y), outward, strict=True)
     ]
-    names = ("sub_alpha_Rs", "sub_Rs", "sub_r_trunc", "sub_x", "sub_y")
-    pull = haloes.deflect_tnfw(*places, *(torch.from_numpy(columns[name]) for name in names))
+    is_truncated = columns["sub_r_trunc"].shape[1] > 0
+    names = ("sub_alpha_Rs", "sub_Rs", *(("sub_r_trunc",) if is_truncated else ()), "sub_x", "sub_y")
+    deflect = haloes.deflect_tnfw if is_truncated else haloes.deflect_nfw
+    pull = deflect(*places, *(torch.from_numpy(columns[name]) for name in names))
     inward = [p[:, 0].numpy() * o for p, o in zip(pull, outward, strict=True)]
     return radius * (inward[0] + inward[1]).mean(1)
 
@@ -202,5 +206,7 @@ def share_inside(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray,
     # |start + t step|^2 = radius^2 is a quadratic in t; the segment is t from 0 to 1.
     a, b, c = dx**2 + dy**2, dx * x1 + dy * y1, x1**2 + y1**2 - radius**2
     root = np.sqrt(np.maximum(b**2 - a * c, 0.0))
+    a = np.maximum(a, 1e-300)
     low, high = (-b - root) / a, (-b + root) / a
-    return np.maximum(np.minimum(high, 1.0) - np.maximum(low, 0.0), 0.0)
+    share = np.maximum(np.minimum(high, 1.0) - np.maximum(low, 0.0), 0.0)
+    return np.where(dx**2 + dy**2 > 0, share, c < 0)  # a string without a length is a point

@@ -5,10 +5,11 @@ Magnitudes are AB in the reference band, the last of ``observation.bands``; othe
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deeplense.simulate.observation import Observation, Table
 from deeplense.simulate.priors import PriorField
@@ -18,11 +19,12 @@ ARTEFACTS = ("cosmic_ray", "trail", "column", "edge", "bleed", "smear")
 
 
 def _frequencies(given: dict[str, float]) -> dict[str, float]:
-    if not given or min(given.values()) < 0 or sum(given.values()) <= 0:
+    if not given or not all(0 <= value < math.inf for value in given.values()) or sum(given.values()) <= 0:
         raise ValueError("give a relative frequency of 0 or more for each, and one above 0")
     return given
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Frequencies = Annotated[dict[str, float], AfterValidator(_frequencies)]
 
 
@@ -146,7 +148,7 @@ class Visibility(Table):
     faintest: float
     contrast: float
     sigma_v: float
-    tries: int
+    tries: Annotated[int, Field(ge=1, le=1000)]
 
 
 class Population(Table):
@@ -163,7 +165,7 @@ class Elliptical(Population):
         twin_fraction: share of them that are the very galaxies that lenses are, selection and all, without a source.
     """
 
-    twin_fraction: float
+    twin_fraction: Share
 
 
 class Spiral(Population):
@@ -192,7 +194,7 @@ class RingGalaxy(Population):
     radius: PriorField
     width: PriorField
     q: PriorField
-    red_fraction: float
+    red_fraction: Share
     arms: Arm
 
 
@@ -214,7 +216,7 @@ class Merger(Population):
     tail_radius: PriorField
     tail_width: PriorField
     tail_sharpness: PriorField
-    late_fraction: float
+    late_fraction: Share
 
 
 class Group(Population):
@@ -229,7 +231,7 @@ class Stars(Table):
     """A star in the centre, or, in a ``field_fraction`` of all images, somewhere in the field."""
 
     magnitude: PriorField
-    field_fraction: float
+    field_fraction: Share
     field_magnitude: PriorField
     track: Track
 
@@ -242,7 +244,7 @@ class Neighbours(Table):
     distance: PriorField
     z: PriorField
     R_sersic: PriorField
-    red_fraction: float
+    red_fraction: Share
 
 
 class Nuisances(Table):
@@ -255,9 +257,9 @@ class Nuisances(Table):
     """
 
     shift: PriorField
-    off_fraction: float
+    off_fraction: Share
     off_shift: PriorField
-    artefact_fraction: float
+    artefact_fraction: Share
     artefacts: Frequencies
 
 
