@@ -13,7 +13,7 @@ from deeplense.simulate.stream import simulated_set
 
 NUM = 912
 # Many rays or truncated haloes take long to draw.
-SETS = {"common-test": NUM, "model-1": 480, "model-2": NUM, "model-3": NUM, "dark-matter": 480}
+SETS = {"common-test": NUM, "model-1": 480, "model-2": 480, "model-3": 480, "dark-matter": 480}
 CORNER = 20 / 150
 NAMES = ("mean", "maximum", "total flux", "ring radius", "noise level")
 
