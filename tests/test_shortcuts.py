@@ -19,7 +19,7 @@ NAMES = ("mean", "maximum", "total flux", "ring radius", "noise level")
 
 
 def sky_of(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Level and noise in the first corner of images (N, H, W), which no ring reaches, shape (N, 1, 1) each."""
+    """Level and noise in the first corner of images (N, H, W), which few arcs reach, shape (N, 1, 1) each."""
     size = round(CORNER * image.shape[-1])
     corner = image[:, :size, :size]
     return np.median(corner, (1, 2), keepdims=True), corner.std((1, 2), keepdims=True)
@@ -74,8 +74,9 @@ def test_the_features_see_what_they_are_named_for(physical):
     theta_E, magnitude = (params[name].to_numpy() for name in ("theta_E", "magnitude"))
     assert np.corrcoef(values[:, 3], theta_E)[0, 1] > 0.7
     assert np.corrcoef(np.log(values[:, 2]), -magnitude)[0, 1] > 0.4
-    # The corner of the smallest images has 81 pixels: its noise is known to 8 %.
-    assert values[:, 4].std() < 0.1 * np.median(values[:, 4])
+    # The corner of the smallest images has 81 pixels: its noise is known to 8 %, and an arc reaches it now and then.
+    low, middle, high = np.quantile(values[:, 4], (0.16, 0.5, 0.84))
+    assert high - low < 0.2 * middle
 
 
 def test_a_shortcut_would_be_found(physical):

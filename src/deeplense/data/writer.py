@@ -103,8 +103,7 @@ class _Writer(ABC):
             entries = [entry.name for entry in self.out.iterdir() if entry.suffix != ".tmp"]
         except OSError as error:
             raise RunError(f"{self.out} cannot be a folder to write to: {error.strerror}; choose another") from error
-        if not entries or entries == [UNFINISHED]:
-            # A claim under which no image was made binds nobody.
+        if not entries:
             write_json(self.out / UNFINISHED, {"settings": self._settings})
             return
         if (there := read_settings(self.out)) is None:

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.progress import Progress
 
 from deeplense.data.store import NpyWriter, ShardWriter
@@ -17,6 +18,16 @@ logger = logging.getLogger(__name__)
 # A multiple of the block, so that no image is rendered twice; 43 MB of 150x150 pixels, and each process holds two.
 SHARD_SIZE = 10 * BLOCK
 WRITERS: dict[str, type[Writer]] = {"parquet": ShardWriter, "npy": NpyWriter}
+
+
+def _try(simulator: Simulator) -> None:
+    """See that images can be made at all, before a folder is claimed for them.
+
+    Raises:
+        ConfigError: the settings give pixels that are no numbers.
+    """
+    if not np.isfinite(simulator.block(0).images).all():
+        raise ConfigError(f"{simulator.preset.name}: these settings give pixels that are no numbers; change them back")
 
 
 def write_set(
@@ -46,6 +57,8 @@ def write_set(
         raise ConfigError(f"num={num}: simulate one image or more")
     if workers < 1:
         raise ConfigError(f"workers={workers}: one process or more")
+    if not Path(out).expanduser().exists():
+        _try(simulator)
     writer = WRITERS[layout](out, num, SHARD_SIZE, simulator.provenance())
     missing = writer.missing()
     if not missing:
