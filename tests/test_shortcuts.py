@@ -74,9 +74,9 @@ def test_the_features_see_what_they_are_named_for(physical):
     theta_E, magnitude = (params[name].to_numpy() for name in ("theta_E", "magnitude"))
     assert np.corrcoef(values[:, 3], theta_E)[0, 1] > 0.7
     assert np.corrcoef(np.log(values[:, 2]), -magnitude)[0, 1] > 0.4
-    # The corner of the smallest images has 81 pixels: its noise is known to 8 %, and an arc reaches it now and then.
+    # The corner of the smallest images has 81 pixels: its noise is known to 8 %, and wings of arcs reach it.
     low, middle, high = np.quantile(values[:, 4], (0.16, 0.5, 0.84))
-    assert high - low < 0.2 * middle
+    assert high - low < 0.3 * middle
 
 
 def test_a_shortcut_would_be_found(physical):
