@@ -1,12 +1,13 @@
-"""Simulation rates side by side: ours, lenstronomy's and caustics', the same scenes, in one process, round about.
+"""Simulation rates side by side: deeplense, lenstronomy and caustics on the same scenes, in one process, in turns.
 
-Every image has a SIE, an external shear, the substructure of its row, a lensed Sersic galaxy, a Gaussian PSF and photon
-noise. All are given ready-made scenes. lenstronomy renders and exposes them one after another on one thread; caustics'
-functions, vectorised over images by torch.func.vmap, and ours run on several (``--threads``), ours along the whole path
-of ``deeplense simulate`` with the truth table of each image. The vortex is 100 point masses on a line for the others,
-as DeepLenseSim makes it, and the closed form for ours.
+Rows are a number of pixels and what is in the lens: nothing but a SIE and shear (macro), 25 point masses, 25 truncated
+NFW haloes, or a vortex (ours in closed form; for the others 100 point masses on its line, as DeepLenseSim makes it);
+all with a Sersic source, a Gaussian PSF and photon noise. ``hsc-gri`` is a whole survey scene in three bands. Ours is
+the path of ``deeplense simulate``, draws and truth table included, every image with the row's kind of substructure; the
+others get ready-made scenes: lenstronomy one core and one ImageModel, caustics its functions under torch.func.vmap and
+all threads (peers.py). ``write-*`` rows are those of write.py.
 
-    python benchmarks/simulate.py --num 192 --rounds 5
+    python benchmarks/simulate.py --rows points-150 --num 192 --rounds 5
 """
 
 # ruff: noqa: E402
@@ -27,197 +28,79 @@ import argparse
 import json
 import platform
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from caustics.lenses import func
-from caustics.light import func as light_func
-from lenstronomy.Data.pixel_grid import PixelGrid
-from lenstronomy.Data.psf import PSF
-from lenstronomy.ImSim.image_model import ImageModel
-from lenstronomy.LensModel.lens_model import LensModel
-from lenstronomy.LightModel.light_model import LightModel
-from lenstronomy.LightModel.Profiles.sersic import Sersic
-from lenstronomy.Util.data_util import magnitude2cps
 from rich.console import Console
 from rich.table import Table
 
-from deeplense.lensing.light import sersic_b
-from deeplense.lensing.observe import FWHM_TO_SIGMA, blur_gaussian
-from deeplense.lensing.raytrace import make_grid
+from deeplense.simulate import scene
 from deeplense.simulate.generate import BLOCK, Simulator
-from deeplense.simulate.scene import Scenes
+from deeplense.simulate.render import render
 from deeplense.simulate.substructure import Columns
+from peers import Caustics, Kwargs, Lenstronomy, LenstronomySurvey, seconds
 
-KINDS = {"macro": 0, "points": 1, "tnfw": 1, "vortex": 2}
-SIZES = {64: 0.117, 150: 0.05}
-ROWS = [f"{kind}-{size}" for size in SIZES for kind in KINDS] + ["hsc-gri-64"]
-STRING = 100  # point masses that stand for a vortex
-CHECKED = 24  # scenes whose pixels are compared
-Truth = dict[str, Any]
+CHECKED = 16  # scenes whose noiseless pixels are compared
+LEAST = 0.5  # seconds that each library has in a round
 
 
-class Uniform(Simulator):
-    """The package's simulator, except that every image is of one kind, and that its scenes are drawn only once."""
+@dataclass(frozen=True)
+class Row:
+    """One comparison: a preset with some settings, and the class of substructure that all its images have."""
 
-    def __init__(self, kind: str, size: int) -> None:
-        settings: dict[str, Any] = {"num_pix": size, "pixel_scale": SIZES[size]}
-        if kind == "tnfw":
-            settings |= {
-                "sphere.profile": "tnfw",
-                "sphere.f_sub": 0.03,
-                "sphere.mass": {"power_law": [-1.9, 1e7, 1e10]},
-            }
-        super().__init__("common-test", "published", seed=1, compile=True, settings=settings)
-        self.kind = KINDS[kind]
-        engine = self._photograph
+    preset: str
+    fidelity: str
+    kind: int
+    settings: Kwargs
+
+
+PIXELS: dict[str, Kwargs] = {"64": {"num_pix": 64, "pixel_scale": 0.1}, "150": {"num_pix": 150}}
+CONTENTS: dict[str, tuple[int, Kwargs]] = {
+    "macro": (0, {}),
+    "points": (1, {}),
+    "tnfw": (1, {"sphere.profile": "tnfw"}),
+    "vortex": (2, {}),
+}
+ROWS = {
+    f"{content}-{size}": Row("common-test", "published", kind, pixels | settings)
+    for size, pixels in PIXELS.items()
+    for content, (kind, settings) in CONTENTS.items()
+}
+# One seeing, so that lenstronomy, too, can keep its PSF.
+ROWS["hsc-gri"] = Row("hsc-gri", "physical", 0, {"observation.seeing": 1.0})
+WRITE_ROWS = {"write-common-test": ("common-test", "published"), "write-hsc-gri": ("hsc-gri", "physical")}
+
+
+class OneKind(Simulator):
+    """The package's simulator, except that every image is of one class, not only every third."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row.preset, row.fidelity, seed=1, compile=True, settings=row.settings)
+        self.row, engine = row, self._photograph
         self._photograph = lambda scenes, preset, world, exposure, _, noise: engine(
-            scenes, preset, world, exposure, self.kind, noise
+            scenes, preset, world, exposure, row.kind, noise
         )
-        self.groups = lru_cache(maxsize=None)(self.groups)  # type: ignore[method-assign]
+        self._render = torch.compile(render, dynamic=False)
 
     def groups(self, number: int) -> list[Columns]:
-        return [self._lenses(self.world, 3 * number + part, self.kind) for part in range(3)]  # type: ignore[arg-type]
+        """As many groups as in the package, of a size as there, but all of one class."""
+        if self.row.preset == "hsc-gri":
+            return super().groups(number)
+        draws = (scene.generator(self.seed, number, k, scene.SCENE) for k in range(len(self.classes)))
+        size = BLOCK // len(self.classes)
+        return [scene.draw(self.preset, self.world, self.row.kind, size, self.strength, rng) for rng in draws]
 
-
-class Lenstronomy:
-    """The same images by lenstronomy: one ImageModel, built once, for all scenes."""
-
-    def __init__(self, simulator: Uniform, truth: Truth) -> None:
-        preset, exposure = simulator.preset, simulator.exposure
-        corner = -(preset.num_pix - 1) / 2 * preset.pixel_scale
-        grid = PixelGrid(preset.num_pix, preset.num_pix, np.eye(2) * preset.pixel_scale, corner, corner)
-        fwhm = exposure.psf_fwhm[0].mean
-        truncation = exposure.psf_radius * preset.pixel_scale / (fwhm * FWHM_TO_SIGMA)
-        psf = PSF("GAUSSIAN", fwhm=fwhm, truncation=truncation, pixel_size=preset.pixel_scale)
-        self.profile = "TNFW" if len(truth["sub_alpha_Rs"]) else "POINT_MASS"
-        number = STRING if truth["vortex_theta_E"] else truth["n_sub"]
-        lens = LensModel(["SIE", "SHEAR"] + [self.profile] * number)
-        numerics = {"supersampling_factor": exposure.supersampling}
-        self.model = ImageModel(grid, psf, lens, LightModel(["SERSIC_ELLIPSE"]), kwargs_numerics=numerics)
-        self.exposure, self.rng = exposure, np.random.default_rng(0)
-
-    def scene(self, truth: Truth) -> tuple[list[Truth], list[Truth], float]:
-        """Keyword arguments of the lenses and of the source, and the exposure time."""
-        macro = {k: truth[k] for k in ("e1", "e2", "center_x", "center_y")} | {"theta_E": truth["theta_E_macro"]}
-        shape = {"R_sersic": truth["R_sersic"], "n_sersic": truth["n_sersic"]}
-        shape |= {"e1": truth["source_e1"], "e2": truth["source_e2"]}
-        flux = magnitude2cps(truth["magnitude"], self.exposure.zero_point[0])
-        source = shape | {"amp": flux / Sersic().total_flux(amp=1.0, **shape)}
-        source |= {"center_x": truth["source_x"], "center_y": truth["source_y"]}
-        lenses = [macro, {"gamma1": truth["gamma1"], "gamma2": truth["gamma2"]}, *self.haloes(truth)]
-        return lenses, [source], truth["exposure_time"]
-
-    def haloes(self, truth: Truth) -> list[Truth]:
-        """Subhaloes, or the points of a string."""
-        if truth["vortex_theta_E"]:
-            x, y, theta_E = string_points(truth)
-            return [{"theta_E": theta_E, "center_x": a, "center_y": b} for a, b in zip(x, y, strict=True)]
-        names = {"alpha_Rs": "sub_alpha_Rs", "Rs": "sub_Rs", "r_trunc": "sub_r_trunc"}
-        names = names if self.profile == "TNFW" else {"theta_E": "sub_theta_E"}
-        names |= {"center_x": "sub_x", "center_y": "sub_y"}
-        return [{key: truth[name][k] for key, name in names.items()} for k in range(truth["n_sub"])]
-
-    def clean(self, scene: tuple[list[Truth], list[Truth], float]) -> np.ndarray:
-        """Noiseless image, electrons per second."""
-        return self.model.image(scene[0], scene[1])
-
-    def image(self, scene: tuple[list[Truth], list[Truth], float]) -> np.ndarray:
-        """Exposed image, scaled to [0, 1]."""
-        electrons = self.rng.poisson((self.clean(scene) + self.exposure.sky[0]) * scene[2])
-        low, high = electrons.min(), electrons.max()
-        return (electrons - low) / (high - low)
-
-
-class Caustics:
-    """The same images by caustics' functions, a batch at a time by torch.func.vmap; blur and noise are torch's."""
-
-    def __init__(self, simulator: Uniform, batch: int) -> None:
-        self.simulator, self.batch, preset = simulator, batch, simulator.preset
-        self.x, self.y = make_grid(preset.num_pix, preset.pixel_scale)
-        self.one = torch.func.vmap(self.brightness)
-
-    def brightness(self, s: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Surface brightness of one scene, shape (H, W)."""
-        macro = (s["center_x"], s["center_y"], s["q"], s["phi"], s["theta_E_macro"])
-        fields = [
-            func.reduced_deflection_angle_sie(*macro, self.x, self.y),
-            func.reduced_deflection_angle_external_shear(0.0, 0.0, s["gamma1"], s["gamma2"], self.x, self.y),
-        ]
-        if s["halo_x"].shape[0]:
-            alpha = torch.func.vmap(self.halo, in_dims=0)({k: v for k, v in s.items() if k.startswith("halo_")})
-            fields.append((alpha[0].sum(0), alpha[1].sum(0)))
-        beta_x, beta_y = (self.x - sum(f[0] for f in fields), self.y - sum(f[1] for f in fields))
-        place = (s["source_x"], s["source_y"], s["source_q"], s["source_phi"])
-        shape = (s["n_sersic"], s["R_sersic"], s["amplitude"])
-        return light_func.brightness_sersic(*place, *shape, beta_x, beta_y, sersic_b(s["n_sersic"]))
-
-    def halo(self, h: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Deflection of one halo, shape (H, W)."""
-        if "halo_theta_E" in h:
-            return func.reduced_deflection_angle_point(h["halo_x"], h["halo_y"], h["halo_theta_E"], self.x, self.y)
-        shape = (h["halo_x"], h["halo_y"], h["halo_Rs"], h["halo_tau"], self.x, self.y)
-        return func.physical_deflection_angle_tnfw(*shape, h["halo_mass"], 1.0, 1e-6)
-
-    def scenes(self, columns: Columns) -> dict[str, torch.Tensor]:
-        """A group's columns in caustics' parameters, shape (B,) or (B, N)."""
-        c = {name: torch.from_numpy(v).float() for name, v in columns.items() if v.dtype.kind == "f"}
-        for prefix in ("", "source_"):
-            e = torch.complex(c[f"{prefix}e1"], c[f"{prefix}e2"] + 1e-6)
-            c |= {f"{prefix}q": (1 - e.abs()) / (1 + e.abs()), f"{prefix}phi": e.angle() / 2}
-        flux = magnitude2cps(columns["magnitude"], self.simulator.exposure.zero_point[0])
-        unit = [Sersic().total_flux(1.0, R, n, 0.0, 0.0) for R, n in zip(c["R_sersic"], c["n_sersic"], strict=True)]
-        c["amplitude"] = torch.tensor(flux / np.array(unit) * self.simulator.preset.pixel_scale**2).float()
-        c |= {name: c[name][:, 0] for name in ("exposure_time", "psf_fwhm")}
-        return {name: v for name, v in c.items() if v.ndim == 1} | self.haloes(columns)
-
-    def haloes(self, columns: Columns) -> dict[str, torch.Tensor]:
-        """Subhaloes, or the points of a string, shape (B, N)."""
-        if columns["vortex_theta_E"].any():
-            rows = [string_points({k: v[i] for k, v in columns.items()}) for i in range(len(columns["theta_E"]))]
-            x, y, theta_E = (np.array(v) for v in zip(*rows, strict=True))
-            values = {"x": x, "y": y, "theta_E": np.repeat(theta_E[:, None], STRING, 1)}
-        elif columns["sub_alpha_Rs"].shape[1]:
-            Rs = columns["sub_Rs"]
-            values = {"x": columns["sub_x"], "y": columns["sub_y"], "Rs": Rs, "tau": columns["sub_r_trunc"] / Rs}
-            # The deflection is linear in the mass: 1 at the scale radius of a halo without an edge.
-            one = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 0.0, 1.0, 1e4, 1.0, 0.0, 1.0))
-            values["mass"] = columns["sub_alpha_Rs"] * Rs / func.physical_deflection_angle_tnfw(*one, 1.0)[0].item()
-        else:
-            values = {name: columns[f"sub_{name}"] for name in ("x", "y", "theta_E")}
-        return {f"halo_{name}": torch.from_numpy(v).float() for name, v in values.items()}
-
-    def clean(self, scenes: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Noiseless images, electrons per second, shape (B, H, W)."""
-        sigma = scenes["psf_fwhm"] * (FWHM_TO_SIGMA / self.simulator.preset.pixel_scale)
-        return blur_gaussian(self.one(scenes), sigma, self.simulator.exposure.psf_radius)
-
-    def images(self, scenes: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Exposed images, scaled to [0, 1]."""
-        time = scenes["exposure_time"][:, None, None]
-        electrons = torch.poisson((self.clean(scenes) + self.simulator.exposure.sky[0]).clamp_min(0) * time)
-        low, high = electrons.amin((1, 2), keepdim=True), electrons.amax((1, 2), keepdim=True)
-        return (electrons - low) / (high - low)
-
-
-def string_points(truth: Truth) -> tuple[np.ndarray, np.ndarray, float]:
-    """Places of the points that stand for a string, and the Einstein radius of each."""
-    part = (np.arange(STRING) + 0.5) / STRING
-    x, y = (truth[f"vortex_{a}1"] + part * (truth[f"vortex_{a}2"] - truth[f"vortex_{a}1"]) for a in "xy")
-    return x, y, truth["vortex_theta_E"] / STRING**0.5
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    def clean(self, columns: Columns) -> np.ndarray:
+        """Noiseless images of a whole group, electrons per second, by the compiled engine, shape (B, C, H, W)."""
+        return self._render(self._scenes(columns), self.preset, self.world, self.exposure, self.row.kind).numpy()
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -225,188 +108,153 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def measure(row: str, num: int, rounds: int, batch: int) -> dict[str, Any]:
-    """The figures of one row: rates over ``num`` images a round, their ratios, pixels that differ."""
-    kind, size = row.rsplit("-", 1)
-    if kind == "hsc-gri":
-        return measure_survey(num, rounds)
-    ours = Uniform(kind, int(size))
-    truths = [ours.truth(i) for i in range(num)]
-    theirs = Lenstronomy(ours, truths[0])
-    scenes = [theirs.scene(t) for t in truths]
-    third = Caustics(ours, batch)
-    batches = [third.scenes(group) for number in range(num // BLOCK) for group in ours.groups(number)]
-    first = seconds(lambda: ours.block(0))
-    theirs.image(scenes[0])
-    third.images(batches[0])
-    again = seconds(lambda: ours.block(0))
-    clean = ours_clean(ours, CHECKED)
-    rates: dict[str, list[float]] = {"lenstronomy": [], "caustics": [], "deeplense": []}
-    # lenstronomy's rate needs no more than some tens of its slow images a round.
-    some = scenes[: max(8, num // 8)]
-    for _ in range(rounds):
-        rates["lenstronomy"].append(len(some) / seconds(lambda: [theirs.image(s) for s in some]))
-        part = batches[: max(1, len(batches) // 4)]
-        rates["caustics"].append(len(part) * BLOCK // 3 / seconds(lambda b=part: [third.images(s) for s in b]))
-        rates["deeplense"].append(num / seconds(lambda: sum(len(p) for p in ours.stream(0, num))))
-    peers = {
-        "lenstronomy": np.stack([theirs.clean(theirs.scene(ours.truth(i))) for i in range(CHECKED)]),
-        "caustics": caustics_clean(third, ours, CHECKED),
-    }
-    return {
-        "compile_seconds": first - again,
-        "images_per_second": {name: spread(values) for name, values in rates.items()},
-        "ratio": {
-            name: spread([o / t for o, t in zip(rates["deeplense"], rates[name], strict=True)]) for name in peers
-        },
-        "largest_pixel_difference_over_peak": {name: difference(clean, images) for name, images in peers.items()},
-    }
-
-
-def ours_clean(simulator: Uniform, num: int) -> np.ndarray:
-    """Noiseless images by the ordinary engine, electrons per second, shape (N, H, W)."""
-    from deeplense.simulate.render import render
-
-    images = np.empty((BLOCK, *simulator.shape[1:]), dtype=np.float32)
-    for part, columns in enumerate(simulator.groups(0)):
-        setting = (simulator.preset, simulator.world, simulator.exposure, simulator.kind)
-        images[part::3] = render(Scenes.of(columns), *setting)[:, 0].numpy()
-    return images[:num]
-
-
-def caustics_clean(third: Caustics, simulator: Uniform, num: int) -> np.ndarray:
-    """The same by caustics."""
-    images = np.empty((BLOCK, *simulator.shape[1:]), dtype=np.float32)
-    for part, columns in enumerate(simulator.groups(0)):
-        images[part::3] = third.clean(third.scenes(columns)).numpy()
-    return images[:num]
+def rate(work: Callable[[], Any], images: int, least: float) -> float:
+    """Images per second, from as many calls as take ``least`` seconds."""
+    calls, passed = 0, 0.0
+    while not calls or passed < least:
+        calls, passed = calls + 1, passed + seconds(work)
+    return calls * images / passed
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest pixel difference of any image, over that image's peak."""
-    return float((np.abs(ours - theirs).max((1, 2)) / theirs.max((1, 2))).max())
+    """Largest difference of a pixel in any image and band, over the peak there."""
+    return float((np.abs(ours - theirs).max((2, 3)) / theirs.max((2, 3))).max())
 
 
-def measure_survey(num: int, rounds: int) -> dict[str, Any]:
-    """hsc-gri: whole scenes of ours; lenstronomy with a lens, its light and a source in three bands, no neighbours."""
-    ours = Simulator("hsc-gri", seed=1, compile=True, settings={"positive_fraction": 1.0})
-    theirs = SurveyPeer(ours)
-    scenes = [theirs.scene(ours.truth(i)) for i in range(max(8, num // 8))]
-    first, again = (seconds(lambda: ours.block(0)) for _ in range(2))
-    rates: dict[str, list[float]] = {"lenstronomy": [], "deeplense": []}
+def only_shared(columns: Columns) -> Columns:
+    """The lenses among survey scenes, without what lenstronomy has not: arms, clumps, stars, neighbours' soft cusps."""
+    gone = {name: np.full_like(columns[name], np.inf) for name in columns if name.endswith("_magnitude")}
+    kept = {name: columns[name] for name in ("lens_magnitude", "source_magnitude")}
+    columns = columns | gone | kept | {name: np.zeros(BLOCK) for name in ("arms_contrast", "ring_share")}
+    lenses = np.flatnonzero(columns["label"])
+    return scene.select(columns, np.resize(lenses, BLOCK))
+
+
+def agreement(simulator: OneKind, columns: Columns, peers: dict[str, Any], num: int) -> dict[str, float]:
+    """Largest noiseless differences over the peak, for the first ``num`` scenes of a group."""
+    lenstronomy, inside = peers["lenstronomy"], slice(None)
+    if isinstance(lenstronomy, LenstronomySurvey):
+        columns = only_shared(columns)
+        lenstronomy = LenstronomySurvey(simulator, columns)
+        # Beyond the border the sky is dark for lenstronomy, and as at the edge for us.
+        inside = slice(simulator.exposure.psf_radius, -simulator.exposure.psf_radius)
+    ours, theirs = simulator.clean(columns)[:num], lenstronomy.exact(num)
+    found = {"lenstronomy": difference(ours[..., inside, inside], theirs[..., inside, inside])}
+    if "caustics" in peers:
+        found["caustics"] = difference(peers["caustics"].clean(num), lenstronomy.clean(num))
+    return found
+
+
+def compare(row: Row, num: int, rounds: int, least: float) -> dict[str, Any]:
+    """All figures of a row; the peers render one group of scenes, again and again until ``least`` seconds are over."""
+    simulator = OneKind(row)
+    columns = simulator.groups(0)[0]
+    peers, size = _peers(simulator, columns), len(columns["theta_E"])
+    first, again = (seconds(lambda: simulator.block(0)) for _ in range(2))
+    work: dict[str, tuple[Callable[[], Any], int]] = {
+        name: (partial(peer.images, size), size) for name, peer in peers.items()
+    }
+    work["deeplense"] = lambda: [len(part) for part in simulator.stream(0, num)], num
+    peers["lenstronomy"].images(1)
+    rates: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
-        rates["lenstronomy"].append(len(scenes) / seconds(lambda: [theirs.image(s) for s in scenes]))
-        rates["deeplense"].append(num / seconds(lambda: sum(len(p) for p in ours.stream(0, num))))
-    ratio = spread([o / t for o, t in zip(rates["deeplense"], rates["lenstronomy"], strict=True)])
+        for name, (call, images) in work.items():
+            rates[name].append(rate(call, images, least))
+    ratios = {name: [o / p for o, p in zip(rates["deeplense"], rates[name], strict=True)] for name in peers}
+    figures: dict[str, Any] = {"images": num, "images_of_peers": size, "rounds": rounds, "settings": row.settings}
+    figures |= {"compile_seconds": first - again, "images_per_second": {k: spread(v) for k, v in rates.items()}}
+    figures["ratio"] = {name: spread(values) for name, values in ratios.items()}
+    figures["largest_pixel_difference_over_peak"] = agreement(simulator, columns, peers, min(size, CHECKED))
+    if "caustics" in peers:
+        haloes = "one by one" if peers["caustics"].is_loop else "vmap"
+        figures["caustics"] = {"batch": peers["caustics"].batch, "haloes": haloes}
+    return figures
+
+
+def _peers(simulator: OneKind, columns: Columns) -> dict[str, Any]:
+    if simulator.row.preset == "hsc-gri":
+        return {"lenstronomy": LenstronomySurvey(simulator, columns)}
+    kind = simulator.row.kind
+    return {"lenstronomy": Lenstronomy(simulator, columns, kind), "caustics": Caustics(simulator, columns, kind)}
+
+
+def compare_writing(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of write.py, which runs by itself: its workers import the script that started them."""
+    with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-") as folder:
+        out = Path(folder) / "figures.json"
+        command = [sys.executable, str(Path(__file__).with_name("write.py")), *WRITE_ROWS[name], "--out", str(out)]
+        numbers = {"--rounds": min(args.rounds, 3), "--threads": args.threads, "--shards": 2 if args.quick else 8}
+        subprocess.run([*command, *(str(word) for pair in numbers.items() for word in pair)], check=True)
+        return json.loads(out.read_text())
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What the figures hold for."""
     return {
-        "compile_seconds": first - again,
-        "images_per_second": {name: spread(values) for name, values in rates.items()},
-        "ratio": {"lenstronomy": ratio},
+        "threads": {"lenstronomy": 1, "caustics": threads, "deeplense": threads},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {k: version(k) for k in ("deeplense", "lenstronomy", "caustics", "torch", "numpy")},
     }
 
 
-class SurveyPeer:
-    """Lens, its light and one Sersic source in the three bands of hsc-gri by lenstronomy."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        preset, self.exposure = simulator.preset, simulator.exposure
-        corner = -(preset.num_pix - 1) / 2 * preset.pixel_scale
-        grid = PixelGrid(preset.num_pix, preset.num_pix, np.eye(2) * preset.pixel_scale, corner, corner)
-        kernel = simulator.world.observation.exposure(preset.pixel_scale)
-        fwhm = [prior.mean for prior in kernel.psf_fwhm]
-        light = LightModel(["SERSIC_ELLIPSE"])
-        numerics = {"supersampling_factor": self.exposure.supersampling}
-        self.models = [
-            ImageModel(
-                grid,
-                PSF("PIXEL", kernel_point_source=self.moffat(width / preset.pixel_scale)),
-                LensModel(["SIE", "SHEAR"]),
-                light,
-                light,
-                kwargs_numerics=numerics,
-            )
-            for width in fwhm
-        ]
-        self.rng = np.random.default_rng(0)
-
-    def moffat(self, fwhm: float) -> np.ndarray:
-        """The band's PSF as pixels."""
-        from deeplense.lensing.observe import moffat_kernel
-
-        width = torch.tensor([fwhm], dtype=torch.float64)
-        return moffat_kernel(width, self.exposure.psf_beta or 3.0, self.exposure.psf_radius)[0].numpy()
-
-    def scene(self, truth: Truth) -> Truth:
-        """Keyword arguments for each band."""
-        lens = [
-            {name: truth[name] for name in ("theta_E", "e1", "e2", "center_x", "center_y")},
-            {name: truth[name] for name in ("gamma1", "gamma2")},
-        ]
-        return {"lens": lens, "source": self.galaxies(truth, "source"), "light": self.galaxies(truth, "lens")} | {
-            "time": truth["exposure_time"]
-        }
-
-    def galaxies(self, truth: Truth, name: str) -> list[Truth]:
-        """The Sersic profile of lens or source, one for each band."""
-        center = ("source_x", "source_y") if name == "source" else ("center_x", "center_y")
-        shape = {key: truth[f"{name}_{key}"] for key in ("R_sersic", "n_sersic", "e1", "e2")}
-        unit = Sersic().total_flux(amp=1.0, **shape)
-        shape |= {"center_x": truth[center[0]], "center_y": truth[center[1]]}
-        flux = magnitude2cps(truth[f"{name}_magnitude"], np.array(self.exposure.zero_point))
-        return [shape | {"amp": f / unit} for f in flux]
-
-    def image(self, scene: Truth) -> np.ndarray:
-        """Exposed and scaled, shape (3, H, W)."""
-        return np.stack([self.band(number, scene) for number in range(len(self.models))])
-
-    def band(self, number: int, scene: Truth) -> np.ndarray:
-        """One band of it."""
-        clean = self.models[number].image(scene["lens"], [scene["source"][number]], [scene["light"][number]])
-        mean = np.maximum(clean + self.exposure.sky[number], 0) * scene["time"][number]
-        electrons = self.rng.poisson(mean) + self.rng.normal(0, self.exposure.read_variance[number] ** 0.5, mean.shape)
-        low, high = electrons.min(), electrons.max()
-        return (electrons - low) / (high - low)
-
-
-def show(rows: dict[str, Any]) -> None:
-    """The figures as a table."""
-    table = Table("row", "lenstronomy", "caustics", "deeplense", "ratio", "to caustics", "compile", "difference")
+def tables(rows: dict[str, Any]) -> list[Table]:
+    """The figures: median, and in brackets smallest and largest; differences from lenstronomy, ours and caustics'."""
+    titles = ("deeplense/s", "lenstronomy/s", "caustics/s", "x lenstronomy", "x caustics", "off by", "compile s")
+    compared = Table("row", *titles)
+    written = Table("row", "generate/s", "write/s", "1 worker/s", "2 workers/s")
     for name, row in rows.items():
-        rate = {who: f"{values['median']:,.0f}/s" for who, values in row["images_per_second"].items()}
-        ratio = {who: "{median:.1f} ({min:.1f} to {max:.1f})".format(**v) for who, v in row["ratio"].items()}
-        largest = row.get("largest_pixel_difference_over_peak", {}).get("lenstronomy")
-        columns = [rate["lenstronomy"], rate.get("caustics", ""), rate["deeplense"], ratio["lenstronomy"]]
-        columns += [ratio.get("caustics", ""), f"{row['compile_seconds']:.0f} s", f"{largest:.0e}" if largest else ""]
-        table.add_row(name, *columns)
-    Console(width=140).print(table)
+        rates = row["images_per_second"]
+        if name in WRITE_ROWS:
+            written.add_row(name, *(_range(values) for values in rates.values()))
+            continue
+        cells = [_range(rates.get(who)) for who in ("deeplense", "lenstronomy", "caustics")]
+        cells += [_range(row["ratio"].get(who)) for who in ("lenstronomy", "caustics")]
+        off = " ".join(f"{value:.0e}" for value in row["largest_pixel_difference_over_peak"].values())
+        compared.add_row(name, *cells, off, f"{row['compile_seconds']:.0f}")
+    return [table for table in (compared, written) if table.row_count]
+
+
+def _range(values: dict[str, float] | None) -> str:
+    if values is None:
+        return "-"
+    digits = 1 if values["median"] < 100 else 0
+    return "{median:.{d}f} ({min:.{d}f}-{max:.{d}f})".format(d=digits, **values)
+
+
+def save(path: Path, rows: dict[str, Any], threads: int) -> None:
+    """Write the rows, and keep those that stand there already for the same machine and versions."""
+    here, there = environment(threads), json.loads(path.read_text()) if path.exists() else {}
+    kept = there["rows"] if there.get("environment") == here else {}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"environment": here, "rows": kept | rows}, indent=2) + "\n")
+    temporary.replace(path)
 
 
 def main() -> None:
-    """Measure, show, and write the figures as JSON."""
+    """Measure row by row, save after each, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--num", type=int, default=4 * BLOCK, help=f"images a round, a multiple of {BLOCK}")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, 5 or more for a figure to quote")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which comparisons")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads of ours and caustics'")
+    every = [*ROWS, *WRITE_ROWS]
+    parser.add_argument("--rows", nargs="+", default=every, choices=every, metavar="ROW", help=", ".join(every))
+    parser.add_argument("--num", type=int, default=4 * BLOCK, help=f"images of ours a round, a multiple of {BLOCK}")
+    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds, 5 or more for a figure to quote")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads; lenstronomy has one")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
     args = parser.parse_args()
+    if args.quick:
+        args.num, args.rounds = BLOCK, 1
     if args.num < BLOCK or args.num % BLOCK or args.rounds < 1:
         parser.error(f"--num is a multiple of {BLOCK}, --rounds 1 or more")
     torch.set_num_threads(args.threads)
-    with torch.inference_mode():
-        rows = {row: measure(row, args.num, args.rounds, BLOCK // 3) for row in args.rows}
-    show(rows)
-    figures = {
-        "rows": rows,
-        "images": args.num,
-        "rounds": args.rounds,
-        "threads": {"lenstronomy": 1, "caustics": args.threads, "deeplense": args.threads},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("deeplense", "lenstronomy", "caustics", "torch", "numpy")},
-    }
-    temporary = args.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    temporary.replace(args.out)
+    rows = {}
+    for name in args.rows:
+        if name in WRITE_ROWS:
+            rows[name] = compare_writing(name, args)
+        else:
+            rows[name] = compare(ROWS[name], args.num, args.rounds, 0.0 if args.quick else LEAST)
+        save(args.out, rows, args.threads)
+    for table in tables(rows):
+        Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Stopwatch:
         return self.marks[0][0] - self.start
 
 
-def folders() -> Iterator[Path]:
+def folders() -> Generator[Path, None, None]:
     """A new empty folder each time; the last one is deleted."""
     while True:
         with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-") as folder:

@@ -75,6 +75,7 @@ def theta_E_to_mass(theta_E: Number, distances: Distances) -> Number:
     return theta_E**2 * mass_of_unit_theta_E(distances)
 
 
+@cache
 def closure_density(z: float, H0: float = 70.0, Om0: float = 0.3, Ob0: float = 0.05) -> float:
     """Critical density of a flat LambdaCDM universe at redshift ``z``, 3 H(z)^2 / (8 pi G), in Msun per Mpc^3."""
     from astropy.cosmology import FlatLambdaCDM
