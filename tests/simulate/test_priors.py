@@ -117,7 +117,7 @@ def test_lowest_value(prior, low):
         ({"normal": (0, 1), "within": (1, 1)}, "lowest"),
         ({"log_normal": (1, 1), "within": (-1, 1)}, "0 or more"),
         ({"normal": (0, 1), "within": (9, 10)}, "leaves nothing"),
-        ({"within": (0, 1)}, "a prior is one of"),
+        ({"within": (0, 1)}, "give a number, or one of"),
     ],
 )
 def test_a_range_must_fit_its_prior(given, reason):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -131,7 +129,7 @@ def test_neighbours_and_stars_have_their_magnitudes():
         columns[name][:, 2] = rng.uniform(-0.5, 0.5, num)
     columns["star_x"][:], columns["star_y"][:] = rng.uniform(-1, 1, (2, num))
     flux = magnitude2cps(20.0, np.array(EXPOSURE.zero_point))
-    wide = SimpleNamespace(num_pix=160, pixel_scale=0.168)
+    wide = HSC.model_copy(update={"num_pix": 160})
     for part, tolerance in (("star", 1e-9), ("neighbour", 0.05)):
         other = "neighbour" if part == "star" else "star"
         total = picture(without(columns, other), preset=wide).sum((2, 3))
