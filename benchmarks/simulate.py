@@ -96,7 +96,9 @@ class OneKind(Simulator):
             return super().groups(number)
         draws = (scene.generator(self.seed, number, k, scene.SCENE) for k in range(len(self.classes)))
         size = BLOCK // len(self.classes)
-        return [scene.draw(self.preset, self.world, self.row.kind, size, self.strength, rng) for rng in draws]
+        return [
+            scene.draw(self.preset, self.world, self.exposure, self.row.kind, size, self.strength, rng) for rng in draws
+        ]
 
     def clean(self, columns: Columns) -> np.ndarray:
         """Noiseless images of a whole group, electrons per second, by the compiled engine, shape (B, C, H, W)."""

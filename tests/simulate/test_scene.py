@@ -21,7 +21,9 @@ MATCH = 1e-5
 
 def draw(fidelity: str, kind: int, seed: int, strength: float = 1.0, given: Preset = COMMON_TEST, num: int = 20):
     """Columns of ``num`` images."""
-    return scene.draw(given, given.world(fidelity), kind, num, strength, scene.generator(1, seed, scene.SCENE))
+    world = given.world(fidelity)
+    exposure = world.observation.exposure(given.pixel_scale)
+    return scene.draw(given, world, exposure, kind, num, strength, scene.generator(1, seed, scene.SCENE))
 
 
 def rows(columns) -> list[dict]:

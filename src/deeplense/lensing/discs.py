@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deeplense.lensing.deflection import _image, ellipticity_to_axis_ratio
-from deeplense.lensing.light import CORE, sersic_b, sersic_flux
+from deeplense.lensing.deflection import _image
+from deeplense.lensing.light import CORE, ellipse_axes, sersic_flux, sersic_slope
 
 # Logarithmic arms wind up without end towards the centre: inside this share of R_sersic they go straight.
 ARM_CORE = 0.15
@@ -87,18 +87,16 @@ def disc(
     Returns:
         Surface brightness per arcsec^2, shape (B, H, W).
     """
-    q, phi = ellipticity_to_axis_ratio(e1, e2)
-    wide, narrow, b = torch.sqrt(q), 1 / torch.sqrt(q), sersic_b(n_sersic)
-    axes = (wide * torch.cos(phi), wide * torch.sin(phi), narrow * torch.cos(phi), narrow * torch.sin(phi))
+    slope = sersic_slope(R_sersic, n_sersic)
     total = sersic_flux(torch.ones_like(R_sersic), R_sersic, n_sersic)
-    profile = ((1 - ring.share) * torch.exp(b) / total, b, 0.5 / n_sersic, -torch.log(R_sersic) / n_sersic)
+    profile = ((1 - ring.share) * torch.exp(slope[0]) / total, *slope)
     crest = (ring.share / ring_flux(ring.radius, ring.width), ring.radius, 0.5 / ring.width**2)
     winding = 0.5 * arms.number / torch.tan(arms.pitch)
     core2 = (ARM_CORE * R_sersic) ** 2
     start = arms.number * arms.phase - winding * torch.log(R_sersic**2 + core2)
     turn = (arms.number, winding, start, core2)
     height = (1 - arms.contrast, arms.contrast / torch.special.i0e(arms.sharpness), arms.sharpness)
-    numbers = _image(*axes, *profile, *crest, *turn, *height, center_x, center_y)
+    numbers = _image(*ellipse_axes(e1, e2), *profile, *crest, *turn, *height, center_x, center_y)
     ax, ay, cx, cy, peak, b, power, log_unit, top, radius, steep, m, winding, start, core2, low, high, kappa, x0, y0 = (
         numbers
     )
@@ -128,14 +126,12 @@ def soft_sersic(
     That shifts the flux outside of ``core`` (arcsec) inwards and drops what is inside; the profile is scaled up for it.
     Arguments as in :func:`disc`; shape (B, H, W).
     """
-    q, phi = ellipticity_to_axis_ratio(e1, e2)
-    wide, narrow, b = torch.sqrt(q), 1 / torch.sqrt(q), sersic_b(n_sersic)
+    slope = sersic_slope(R_sersic, n_sersic)
     # Graham & Driver (astro-ph/0503176), eq. 2. PyTorch has no derivative in the first argument: that part of the
     # gradient in n_sersic, of the order of the dropped share, is left out.
-    kept = torch.special.gammaincc(2 * n_sersic.detach(), b * (core / R_sersic) ** (1 / n_sersic))
-    log_peak = b - torch.log(sersic_flux(torch.ones_like(R_sersic), R_sersic, n_sersic) * kept)
-    axes = (wide * torch.cos(phi), wide * torch.sin(phi), narrow * torch.cos(phi), narrow * torch.sin(phi))
-    numbers = (log_peak, b, 0.5 / n_sersic, -torch.log(R_sersic) / n_sersic, *axes, center_x, center_y)
+    kept = torch.special.gammaincc(2 * n_sersic.detach(), slope[0] * (core / R_sersic) ** (1 / n_sersic))
+    log_peak = slope[0] - torch.log(sersic_flux(torch.ones_like(R_sersic), R_sersic, n_sersic) * kept)
+    numbers = (log_peak, *slope, *ellipse_axes(e1, e2), center_x, center_y)
     log_peak, b, power, log_unit, ax, ay, cx, cy, center_x, center_y = _image(*numbers)
     dx, dy = x - center_x, y - center_y
     R2 = (dx * ax + dy * ay) ** 2 + (dy * cx - dx * cy) ** 2 + core**2

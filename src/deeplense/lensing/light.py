@@ -23,6 +23,21 @@ def sersic_b(n_sersic: Tensor) -> Tensor:
     return (1.9992 * n_sersic - 0.3271).clamp_min(1e-5)
 
 
+def sersic_slope(R_sersic: Tensor, n_sersic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """b, power and log_unit of a Sersic profile exp(-b exp(power ln R^2 + log_unit)), shape (B,) each.
+
+    That is exp(-b (R / R_sersic)^(1/n)) in logarithms: a power for each pixel costs three times as much.
+    """
+    return sersic_b(n_sersic), 0.5 / n_sersic, -torch.log(R_sersic) / n_sersic
+
+
+def ellipse_axes(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ax, ay, cx, cy, shape (B,): (dx ax + dy ay)^2 + (dy cx - dx cy)^2 is the product-average radius squared."""
+    q, phi = ellipticity_to_axis_ratio(e1, e2)
+    wide, narrow = torch.sqrt(q), 1 / torch.sqrt(q)
+    return wide * torch.cos(phi), wide * torch.sin(phi), narrow * torch.cos(phi), narrow * torch.sin(phi)
+
+
 def sersic(
     x: Tensor,
     y: Tensor,
@@ -48,12 +63,9 @@ def sersic(
 
     References: Graham & Driver, A Concise Reference to Sersic Quantities (astro-ph/0503176), eq. 1.
     """
-    q, phi = ellipticity_to_axis_ratio(e1, e2)
-    wide, narrow, b = torch.sqrt(q), 1 / torch.sqrt(q), sersic_b(n_sersic)
-    # amplitude exp(-b ((R / R_sersic)^(1/n) - 1)) in logarithms: a power costs three times as much.
-    numbers = (torch.log(amplitude) + b, b, 0.5 / n_sersic, -torch.log(R_sersic) / n_sersic)
-    axes = (wide * torch.cos(phi), wide * torch.sin(phi), narrow * torch.cos(phi), narrow * torch.sin(phi))
-    log_peak, b, power, log_unit, ax, ay, cx, cy, center_x, center_y = _image(*numbers, *axes, center_x, center_y)
+    slope = sersic_slope(R_sersic, n_sersic)
+    numbers = (torch.log(amplitude) + slope[0], *slope, *ellipse_axes(e1, e2), center_x, center_y)
+    log_peak, b, power, log_unit, ax, ay, cx, cy, center_x, center_y = _image(*numbers)
     dx, dy = x - center_x, y - center_y
     R2 = ((dx * ax + dy * ay) ** 2 + (dy * cx - dx * cy) ** 2).clamp_min(CORE**2)
     return torch.exp(log_peak - b * torch.exp(torch.log(R2) * power + log_unit))

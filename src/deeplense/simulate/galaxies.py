@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplense.lensing import cosmology
 from deeplense.lensing.cosmology import ARCSEC
 from deeplense.simulate.survey_priors import Arm, Clumps, Shapes, SurveyWorld
 
@@ -93,8 +94,7 @@ def clumps(given: Clumps, c: Columns, bands: tuple[str, ...], rng: np.random.Gen
 def in_plane(e1: np.ndarray, e2: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions in a round disc (num, k) to those in the ellipse of e1, e2 (num,): stretched along the major axis."""
     e, phi = np.hypot(e1, e2)[:, None], (np.arctan2(e2, e1) / 2)[:, None]
-    stretch = np.sqrt((1 + e) / (1 - e))
-    stretch = np.sqrt(stretch)
+    stretch = np.sqrt(np.sqrt((1 + e) / (1 - e)))
     along, across = x * stretch, y / stretch
     return along * np.cos(phi) - across * np.sin(phi), along * np.sin(phi) + across * np.cos(phi)
 
@@ -137,10 +137,8 @@ def ellipticity(q: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
 @cache
 def _distances() -> tuple[np.ndarray, np.ndarray]:
     """Redshifts and comoving distances in Mpc: looked up, since a block of scenes asks for thousands."""
-    from astropy.cosmology import FlatLambdaCDM
-
     z = np.linspace(0, 8, 1601)
-    return z, FlatLambdaCDM(H0=70.0, Om0=0.3, Ob0=0.05).comoving_distance(z).value
+    return z, cosmology.comoving_distance(z)
 
 
 def comoving_distance(z: np.ndarray) -> np.ndarray:

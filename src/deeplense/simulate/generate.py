@@ -153,7 +153,7 @@ class Simulator:
 
     def _lenses(self, world: World, number: int, kind: int) -> Columns:
         rng = scene.generator(self.seed, number, kind, scene.SCENE)
-        columns = scene.draw(self.preset, world, kind, BLOCK // len(self.classes), self.strength, rng)
+        columns = scene.draw(self.preset, world, self.exposure, kind, BLOCK // len(self.classes), self.strength, rng)
         return columns | self._galaxies(columns["R_sersic"], number, kind)
 
     def _galaxies(self, R_sersic: np.ndarray, number: int, kind: int) -> Columns:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from deeplense.errors import ConfigError
 from deeplense.simulate import substructure
+from deeplense.simulate.galaxies import polar
+from deeplense.simulate.observation import Exposure
 from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.substructure import Columns
 
@@ -24,7 +26,9 @@ def generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *key])))
 
 
-def draw(preset: Preset, world: World, kind: int, num: int, strength: float, rng: np.random.Generator) -> Columns:
+def draw(
+    preset: Preset, world: World, exposure: Exposure, kind: int, num: int, strength: float, rng: np.random.Generator
+) -> Columns:
     """The parameters of ``num`` images of a class by their names in CONVENTIONS (arcsec, mag), shape (num,) or more.
 
     ``theta_E`` is that of the whole lens, ``theta_E_macro`` that of the smooth ellipsoid which is rendered: less where
@@ -34,7 +38,7 @@ def draw(preset: Preset, world: World, kind: int, num: int, strength: float, rng
         ConfigError: the substructure would have more mass than the lens.
     """
     columns = _lens(world, num, rng) | _source(world, num, rng)
-    columns |= world.observation.exposure(preset.pixel_scale).draw(num, rng)
+    columns |= exposure.draw(num, rng)
     columns |= substructure.draw(kind, preset, world, columns["theta_E"], strength, rng)
     columns["theta_E_macro"] = _macro(columns) if world.is_mass_matched else columns["theta_E"]
     if (columns["theta_E_macro"] <= 0).any():
@@ -48,7 +52,7 @@ def _lens(world: World, num: int, rng: np.random.Generator) -> Columns:
     columns["theta_E"] = priors.theta_E.sample(rng, num)
     columns["e1"], columns["e2"] = _ellipticity(priors.q.sample(rng, num), priors.phi.sample(rng, num))
     shear, angle = priors.gamma.sample(rng, num), priors.phi_gamma.sample(rng, num)
-    columns["gamma1"], columns["gamma2"] = _polar(shear, 2 * angle)
+    columns["gamma1"], columns["gamma2"] = polar(shear, 2 * angle)
     columns["center_x"], columns["center_y"] = priors.center_x.sample(rng, num), priors.center_y.sample(rng, num)
     for m in (3, 4):
         columns[f"a_{m}"] = getattr(priors, f"a_{m}").sample(rng, num)
@@ -58,7 +62,7 @@ def _lens(world: World, num: int, rng: np.random.Generator) -> Columns:
 
 def _source(world: World, num: int, rng: np.random.Generator) -> Columns:
     priors, columns = world.source, {}
-    offset = _polar(priors.offset.sample(rng, num), priors.offset_angle.sample(rng, num))
+    offset = polar(priors.offset.sample(rng, num), priors.offset_angle.sample(rng, num))
     columns["source_x"] = offset[0] + priors.center_x.sample(rng, num)
     columns["source_y"] = offset[1] + priors.center_y.sample(rng, num)
     q, phi = priors.q.sample(rng, num), priors.phi.sample(rng, num)
@@ -82,11 +86,7 @@ def _macro(columns: Columns) -> np.ndarray:
 
 
 def _ellipticity(q: np.ndarray, phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _polar((1 - q) / (1 + q), 2 * phi)
-
-
-def _polar(length: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return length * np.cos(angle), length * np.sin(angle)
+    return polar((1 - q) / (1 + q), 2 * phi)
 
 
 def select(columns: Columns, rows: np.ndarray | slice) -> Columns:

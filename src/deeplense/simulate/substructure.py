@@ -176,7 +176,7 @@ def vortex_length(log10_m_axion: np.ndarray) -> np.ndarray:
 
 def mass_inside(columns: Columns, radius: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Substructure mass inside circles of ``radius`` about (x, y), all shape (B,): a theta_E^2 in arcsec^2."""
-    if columns.get("sub_alpha_Rs", np.zeros((1, 0))).shape[1]:
+    if columns["sub_alpha_Rs"].shape[1]:
         return _pulled_inside(columns, radius, x, y)
     distance = np.hypot(columns["sub_x"] - x[:, None], columns["sub_y"] - y[:, None])
     inside = (columns["sub_theta_E"] ** 2 * (distance < radius[:, None])).sum(1)
