@@ -13,14 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deeplense.errors import ConfigError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 # A section may be given by its most telling key alone: `data=DIR`, `model=microsoft/resnet-50`.
-SHORTHAND = {"data": "data.path", "model": "model.name"}
+SHORTHAND = {"data": "data.path", "model": "model.name", "init": "model.init"}
 
 
 # What of a DataConfig says how images are read; the rest is about training on them.
-READING = {"path", "max_bad_fraction", "max_memory_gb"}
+READING = {"path", "max_bad_fraction", "max_nan_fraction", "max_memory_gb"}
 
 
 class Section(BaseModel):
@@ -37,6 +38,8 @@ class DataConfig(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training images, the same share of every class
     max_bad_fraction: Fraction = 0.01
+    max_nan_fraction: Fraction = 0.5  # of an image's pixels; those that are left are filled, beyond it the image is bad
+    balanced: bool = False  # a weighted random sampler: every class is drawn equally often
     batch_size: PositiveInt = 64
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     # For a path "preset:NAME":
@@ -60,6 +63,8 @@ class ModelConfig(Section):
     init: str | None = None  # a run or a weights file to start from
     crop: PositiveInt | None = None  # centre crop, pixels
     size: PositiveInt | None = None  # resize (after the crop) to this many pixels
+    clip: tuple[Percent, Percent] | None = None  # percentiles of each image that are mapped to 0 and 1, the rest cut off
+    clip_by: Literal["channel", "image"] = "channel"  # one scale for each channel, or one for all, which keeps colours
     stretch: Literal["none", "sqrt", "asinh"] = "none"
     average: Literal["none", "flips", "d4"] = "none"  # predict the mean over an image's 1, 4 or 8 mirrorings and turns
 
@@ -77,12 +82,15 @@ class AugmentConfig(Section):
     crop: tuple[float, float] = (1.0, 1.0)  # share of the area kept by a random crop, resized back
     blur: Fraction = 0.0  # probability of a Gaussian blur
     blur_sigma: tuple[float, float] = (0.1, 1.5)  # pixels
+    noise: NotNegative = 0.0  # largest Gaussian noise that is added, in standard deviations of the image's channel
 
 
 class LossConfig(Section):
     """Details of the loss."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: bool = False  # rare classes count more, in inverse proportion to their frequency
+    focal: NotNegative = 0.0  # exponent by which images that are already right count less (focal loss); 0 = none
 
 
 class OptimConfig(Section):
@@ -105,6 +113,8 @@ class TrainConfig(Section):
     clip: NotNegative = 0.0  # largest gradient norm; 0 = no limit
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = none are kept
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better score before stopping; 0 = never
+    freeze: Annotated[int, Field(ge=0)] = 0  # first epochs in which only the last layer learns (for model.init)
+    ensemble: PositiveInt = 1  # networks that are trained one after another and predict as one
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: PositiveInt = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
