@@ -21,7 +21,7 @@ SHORTHAND = {"data": "data.path", "model": "model.name", "init": "model.init"}
 
 
 # What of a DataConfig says how images are read; the rest is about training on them.
-READING = {"path", "max_bad_fraction", "max_nan_fraction", "max_memory_gb"}
+READING = {"path", "max_bad_fraction", "max_nan_fraction", "max_memory_gb", "mask_value"}
 
 
 class Section(BaseModel):
@@ -39,6 +39,7 @@ class DataConfig(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training images, the same share of every class
     max_bad_fraction: Fraction = 0.01
     max_nan_fraction: Fraction = 0.5  # of an image's pixels; those that are left are filled, beyond it the image is bad
+    mask_value: float | None = None  # pixels of this value were not measured and become NaN
     balanced: bool = False  # a weighted random sampler: every class is drawn equally often
     batch_size: PositiveInt = 64
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
@@ -52,6 +53,10 @@ class DataConfig(Section):
     galaxies: str | None = None  # a folder of observed galaxies as sources, other ones for validation
     strength: list[float] = [1.0]  # factor on the substructure's mass in each of the first epochs; the last one stays
     compile: bool = False  # trace rays with torch.compile: several times faster after some seconds of set-up
+
+    def reading(self) -> dict[str, Any]:
+        """How images are read: the keyword arguments of ``data.read.read``."""
+        return self.model_dump(include=READING - {"path"})
 
 
 class ModelConfig(Section):

@@ -49,7 +49,7 @@ def test_class_folders_keep_values_names_and_order(tmp_path):
     expected = np.stack([array for name in lenses.classes for array in written[name]]).astype(np.float32)
     assert np.array_equal(lenses.images, expected)
     assert lenses.params is None
-    assert lenses.provenance == {"source": str(tmp_path), "format": "npy folder", "bad": []}
+    assert lenses.provenance == {"source": str(tmp_path), "format": "npy folder", "bad": [], "nan": {"images": 0, "pixels": 0}}
 
 
 def test_flat_folder_has_no_labels(tmp_path):
@@ -204,13 +204,15 @@ def test_full_disk_under_a_mapped_set(three_classes, monkeypatch):
 
 def nan_image() -> np.ndarray:
     array = image()
-    array[0, 3, 3] = np.nan
+    array[0, :, :5] = np.nan
     return array
 
 
 BAD = {
-    "nan": (nan_image(), "NaN or infinite"),
-    "too large for float32": (np.where(np.eye(8), 1e300, 0.0), "NaN or infinite"),
+    "nan": (nan_image(), "full of NaN or infinite values: 62% of its pixels"),
+    "nothing but nan": (np.full((8, 8), np.nan), "full of NaN or infinite values: 100%"),
+    "too large for float32": (image(8, 8) * np.where(np.eye(8), 1, 1e300), "full of NaN or infinite values: 88%"),
+    "constant but for nan": (np.where(np.eye(8), np.nan, 0.25), "constant: every pixel is 0.25"),
     "constant": (np.full((8, 8), 0.25), "constant: every pixel is 0.25"),
     "other size": (image(1, 4, 4), r"\(1, 4, 4\) where most are \(1, 8, 8\)"),
     "vector": (image(8), r"shape \(8,\)"),
@@ -276,7 +278,7 @@ def test_only_bad_images_is_an_error_even_when_allowed(tmp_path):
 
 def test_single_bad_file(tmp_path):
     np.save(tmp_path / "a.npy", nan_image())
-    with pytest.raises(DataError, match=r"a.npy cannot be used: NaN"):
+    with pytest.raises(DataError, match=r"a.npy cannot be used: full of NaN"):
         read(tmp_path / "a.npy")
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 _MEANING = {
     "name": "file name or object id",
     "label": "class number, in the order of the classes below; null where the truth is not known",
-    "image": "pixel values as made or read, not normalised, in C order",
+    "image": "pixel values as made or read, not normalised, in C order; NaN: nothing measured",
     "m_axion": "axion mass as stored beside the image; null where there is none",
 }
 

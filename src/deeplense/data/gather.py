@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,21 +19,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Reads one image, float32 (C, H, W), with the axion mass where there is one; raises BadImage.
+# Reads one image, real numbers (C, H, W), with the axion mass where there is one; raises BadImage.
 Load = Callable[[], tuple[np.ndarray, float | None]]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much may be wrong, how much may lie in memory (1e9 bytes), and whether a bar shows the progress."""
+class Reading:
+    """How images are read; ``read.read`` documents the settings."""
 
     max_bad_fraction: float = 0.01
+    max_nan_fraction: float = 0.5
     max_memory_gb: float = 8.0
+    mask_value: float | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise DataError(f"max_bad_fraction={self.max_bad_fraction:g} is out of range; allowed: 0 to 1")
+        for name in ("max_bad_fraction", "max_nan_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name}={getattr(self, name):g} is out of range; allowed: 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Gathered:
     kept: np.ndarray
     masses: list[float | None]
     bad: list[str]
+    nan: Counter[str] = field(default_factory=Counter)  # how many images have missing pixels, and how many pixels
+
+    def report(self) -> dict[str, Any]:
+        """For the provenance: names of the images that were left out, numbers of images and pixels with NaN."""
+        return {"bad": self.bad, "nan": {"images": self.nan["images"], "pixels": self.nan["pixels"]}}
 
     def params(self) -> pa.Table | None:
         """The axion masses as the column ``m_axion``, null where an image has none; None if none has."""
@@ -57,19 +65,19 @@ class Gathered:
 class _Offers:
     """What is on offer, and what turned out to be bad: place -> reason."""
 
-    def __init__(self, source: object, names: Sequence[str], limits: Limits) -> None:
-        self.source, self.names, self.limits = source, names, limits
+    def __init__(self, source: object, names: Sequence[str], reading: Reading) -> None:
+        self.source, self.names, self.reading = source, names, reading
         self.bad: dict[int, str] = {}
 
     def reject(self, place: int, reason: str) -> None:
         self.bad[place] = reason
 
     def check(self) -> None:
-        """Raises DataError if more are bad than the limits allow."""
-        if len(self.bad) > self.limits.max_bad_fraction * len(self.names):
+        """Raises DataError if more are bad than the reading allow."""
+        if len(self.bad) > self.reading.max_bad_fraction * len(self.names):
             raise DataError(
                 f"at least {len(self.bad)} of {len(self.names)} images in {self.source} cannot be used, more than "
-                f"max_bad_fraction={self.limits.max_bad_fraction:g} allows: {self.some()}; "
+                f"max_bad_fraction={self.reading.max_bad_fraction:g} allows: {self.some()}; "
                 "mend or remove them, or raise max_bad_fraction to leave them out"
             )
 
@@ -83,7 +91,7 @@ def gather(
     names: Sequence[str],
     shapes: Sequence[tuple[int, ...] | BadImage],
     loads: Iterable[Load],
-    limits: Limits,
+    reading: Reading,
 ) -> Gathered:
     """Read every image, leave out the bad ones and say which.
 
@@ -92,12 +100,12 @@ def gather(
         names: name of each image, length N.
         shapes: (C, H, W) of each image, or the BadImage that says why there is none, length N.
         loads: reads one image each, length N.
-        limits: see Limits.
+        reading: see Reading.
 
     Raises:
-        DataError: more than ``limits.max_bad_fraction`` are bad, or no image is left.
+        DataError: more than ``reading.max_bad_fraction`` are bad, or no image is left.
     """
-    offers = _Offers(source, names, limits)
+    offers = _Offers(source, names, reading)
     usual = _usual_shape(shapes)
     for place, shape in enumerate(shapes):
         if isinstance(shape, BadImage):
@@ -105,32 +113,69 @@ def gather(
         elif shape != usual:
             offers.reject(place, f"shape {shape} where most are {usual}")
     offers.check()
-    images = memory.empty((len(names) - len(offers.bad), *(usual or (1, 1, 1))), limits.max_memory_gb)
-    kept, masses = _fill(images, offers, loads)
+    images = memory.empty((len(names) - len(offers.bad), *(usual or (1, 1, 1))), reading.max_memory_gb)
+    kept, masses, nan = _fill(images, offers, loads)
     if not kept:
         raise DataError(f"none of the {len(names)} images in {source} can be used: {offers.some()}")
     for place, reason in sorted(offers.bad.items()):
         logger.warning("left out %s: %s", names[place], reason)
+    if nan["images"]:
+        logger.info("%s: %d of %d images have NaN, %d pixels in all", source, nan["images"], len(kept), nan["pixels"])
     bad = [names[place] for place in sorted(offers.bad)]
-    return Gathered(images[: len(kept)], np.array(kept, np.int64), masses, bad)
+    return Gathered(images[: len(kept)], np.array(kept, np.int64), masses, bad, nan)
 
 
-def _fill(images: np.ndarray, offers: _Offers, loads: Iterable[Load]) -> tuple[list[int], list[float | None]]:
-    """Load into the rows of ``images`` one after the other; the places of the good ones, and their masses."""
+def gather_one(image: np.ndarray, mass: float | None, reading: Reading) -> Gathered:
+    """A single image (C, H, W) as a set; raises BadImage if it cannot be used."""
+    image, missing = usable(image, reading)
+    return Gathered(image[None], np.zeros(1, np.int64), [mass], [], _count(missing))
+
+
+def usable(image: np.ndarray, reading: Reading) -> tuple[np.ndarray, int]:
+    """The image as float32, same shape, and how many of its pixels are missing: masked (they become NaN), NaN or inf.
+
+    Raises:
+        BadImage: more of its pixels are NaN or infinite (also after rounding to float32) than allowed, or all others
+            have the same value.
+    """
+    masked = image == reading.mask_value if reading.mask_value is not None else None
+    with np.errstate(over="ignore"):
+        image = image.astype(np.float32)
+    if masked is not None:
+        image[masked] = np.nan
+    good = np.isfinite(image)
+    missing = image.size - int(np.count_nonzero(good))
+    if missing > reading.max_nan_fraction * image.size or missing == image.size:
+        raise BadImage(f"full of NaN or infinite values: {missing / image.size:.0%} of its pixels")
+    known = image[good] if missing else image
+    if known.min() == known.max():
+        raise BadImage(f"constant: every pixel is {known.flat[0]:g}")
+    return image, missing
+
+
+def _count(missing: int) -> Counter[str]:
+    return Counter(images=int(missing > 0), pixels=missing)
+
+
+def _fill(images: np.ndarray, offers: _Offers, loads: Iterable[Load]) -> tuple[list[int], list[float | None], Counter[str]]:
+    """Load into the rows of ``images`` one after the other; places of the good ones, their masses, numbers of NaN."""
     kept: list[int] = []
     masses: list[float | None] = []
-    for place, load in enumerate(_with_progress(loads, len(offers.names), offers.limits)):
+    nan: Counter[str] = Counter()
+    for place, load in enumerate(_with_progress(loads, len(offers.names), offers.reading)):
         if place in offers.bad:
             continue
         try:
-            images[len(kept)], mass = load()
+            image, mass = load()
+            images[len(kept)], missing = usable(image, offers.reading)
         except BadImage as reason:
             offers.reject(place, str(reason))
             offers.check()
             continue
+        nan.update(_count(missing))
         kept.append(place)
         masses.append(mass)
-    return kept, masses
+    return kept, masses, nan
 
 
 def _usual_shape(shapes: Iterable[tuple[int, ...] | BadImage]) -> tuple[int, ...] | None:
@@ -138,8 +183,8 @@ def _usual_shape(shapes: Iterable[tuple[int, ...] | BadImage]) -> tuple[int, ...
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _with_progress(loads: Iterable[Load], total: int, limits: Limits) -> Iterator[Load]:
-    if not limits.progress:
+def _with_progress(loads: Iterable[Load], total: int, reading: Reading) -> Iterator[Load]:
+    if not reading.progress:
         yield from loads
         return
     from rich.progress import track

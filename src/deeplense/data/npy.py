@@ -98,23 +98,8 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return as_image(stand_in).shape
 
 
-def to_float32(image: np.ndarray) -> np.ndarray:
-    """The image as float32, same shape.
-
-    Raises:
-        BadImage: NaN or infinite values (also after rounding to float32), or the same value everywhere.
-    """
-    with np.errstate(over="ignore"):
-        image = image.astype(np.float32)
-    if not np.isfinite(image).all():
-        raise BadImage("NaN or infinite values")
-    if image.min() == image.max():
-        raise BadImage(f"constant: every pixel is {image.flat[0]:g}")
-    return image
-
-
 def read_file(path: Path) -> tuple[np.ndarray, float | None]:
-    """One image, float32, shape (C, H, W), and the axion mass (unit as stored) where the file is `[image, mass]`.
+    """One image as stored, shape (C, H, W), and the axion mass (unit as stored) where the file is `[image, mass]`.
 
     Raises:
         BadImage: the file cannot be read or used.
@@ -129,7 +114,7 @@ def read_file(path: Path) -> tuple[np.ndarray, float | None]:
                 image, mass = read_values(stream, header, os.fstat(stream.fileno()).st_size - stream.tell()), None
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror or error}") from error
-    return to_float32(as_image(image)), mass
+    return as_image(image), mass
 
 
 def peek_shape(path: Path) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from numpy.lib import format as npy_format
 
 from deeplense.data import classes, npy
 from deeplense.data.files import as_text
-from deeplense.data.gather import Gathered, Limits
+from deeplense.data.gather import Gathered, Reading
 from deeplense.data.schema import LensSet
 from deeplense.data.stack import gather_stack, is_stack
 from deeplense.errors import DataError
@@ -30,7 +30,7 @@ _MOST_CLASSES = 10_000  # class numbers beyond this are a mistake, not classes
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, MemoryError, NotImplementedError, RuntimeError, ValueError)
 
 
-def read_npz(path: Path, limits: Limits) -> LensSet:
+def read_npz(path: Path, reading: Reading) -> LensSet:
     """Images (N, H, W) or (N, C, H, W), with ``label``, ``classes``, ``name`` and ``pixel_scale`` (arcsec) if there.
 
     The images are the array ``images`` (or image, X, x, data, arr_0), or the only array; labels are numbers or names.
@@ -40,7 +40,7 @@ def read_npz(path: Path, limits: Limits) -> LensSet:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(path, archive, limits)
+            return _read(path, archive, reading)
     except npy.BadImage as reason:
         raise DataError(f"{path} cannot be used: {reason}") from reason
     except _BROKEN as error:
@@ -48,10 +48,10 @@ def read_npz(path: Path, limits: Limits) -> LensSet:
         raise DataError(f"{path} cannot be used: broken archive ({error})") from error
 
 
-def _read(path: Path, archive: zipfile.ZipFile, limits: Limits) -> LensSet:
+def _read(path: Path, archive: zipfile.ZipFile, reading: Reading) -> LensSet:
     members = {Path(name).stem: name for name in archive.namelist() if name.endswith(".npy")}
     extras = {key: _small(archive, members, names) for key, names in _EXTRAS.items()}
-    found, names = _images(path, archive, members, extras["name"], limits)
+    found, names = _images(path, archive, members, extras["name"], reading)
     label, class_names = _labels(path, extras["label"], extras["classes"], len(names))
     return LensSet(
         images=found.images,
@@ -59,12 +59,12 @@ def _read(path: Path, archive: zipfile.ZipFile, limits: Limits) -> LensSet:
         label=None if label is None else label[found.kept],
         classes=class_names,
         pixel_scale=_number(path, extras["pixel_scale"]),
-        provenance={"source": as_text(path), "format": "npz", "bad": found.bad},
+        provenance={"source": as_text(path), "format": "npz", **found.report()},
     )
 
 
 def _images(
-    path: Path, archive: zipfile.ZipFile, members: Mapping[str, str], names: np.ndarray | None, limits: Limits
+    path: Path, archive: zipfile.ZipFile, members: Mapping[str, str], names: np.ndarray | None, reading: Reading
 ) -> tuple[Gathered, list[str]]:
     """The good images, and the names of all."""
     member = _find(members, _IMAGES) or (next(iter(members.values())) if len(members) == 1 else None)
@@ -80,7 +80,7 @@ def _images(
         if len(titles) != total:
             raise DataError(f"{path}: {len(titles)} names for {total} images")
         available = archive.getinfo(member).file_size - stream.tell()
-        return gather_stack(path, stream, header, available, titles, limits), titles
+        return gather_stack(path, stream, header, available, titles, reading), titles
 
 
 def _labels(

@@ -14,7 +14,7 @@ import numpy as np
 
 from deeplense.data import classes, npy, store
 from deeplense.data.files import as_text
-from deeplense.data.gather import Limits, gather
+from deeplense.data.gather import Reading, gather
 from deeplense.data.npz import read_npz
 from deeplense.data.schema import LensSet
 from deeplense.data.stack import read_single
@@ -35,7 +35,9 @@ def read(
     *,
     split: str | None = None,
     max_bad_fraction: float = 0.01,
+    max_nan_fraction: float = 0.5,
     max_memory_gb: float = 8.0,
+    mask_value: float | None = None,
     progress: bool = False,
 ) -> LensSet:
     """Read an image set; values stay as stored, only their type becomes float32.
@@ -51,23 +53,26 @@ def read(
     ==================================  ================================================================
 
     A .npy file may also be DeepLense's object array ``[image, axion_mass]``; the mass becomes the column ``m_axion`` of
-    ``params``. No code in a file is ever run. Images that are unreadable, of another shape than most, constant, or hold
-    NaN are logged by name and reason, listed in ``provenance["bad"]`` and left out.
+    ``params``. No code in a file is ever run. Images that are unreadable, of another shape than most, constant, or full
+    of NaN are logged by name and reason, listed in ``provenance["bad"]`` and left out. Fewer NaN stay in the images
+    (``provenance["nan"]`` counts them): a model's ``Preprocess`` fills them.
 
     Args:
         path: file or folder.
         split: "train", "val" or "test", where the folder holds several (see ``find_splits``).
         max_bad_fraction: share of images that may be left out before it is an error.
+        max_nan_fraction: share of an image's pixels that may be NaN or infinite before the image is bad.
         max_memory_gb: a larger set is memory-mapped from a temporary file (see ``memory.empty``).
+        mask_value: pixels of this value (100 in the Bologna challenge) were not measured and become NaN.
         progress: show a bar.
 
     Raises:
         DataError: nothing there, no images, too many bad ones, or a pickle that would run code.
     """
     source = Path(path).expanduser()
-    limits = Limits(max_bad_fraction, max_memory_gb, progress)
+    reading = Reading(max_bad_fraction, max_nan_fraction, max_memory_gb, mask_value, progress)
     try:
-        return _read_folder(source, split, limits) if source.is_dir() else _read_file(source, split, limits)
+        return _read_folder(source, split, reading) if source.is_dir() else _read_file(source, split, reading)
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
 
@@ -89,7 +94,7 @@ def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
     return {name: source for name in ("train", "val", "test") if name in prefixes}
 
 
-def _read_file(source: Path, split: str | None, limits: Limits) -> LensSet:
+def _read_file(source: Path, split: str | None, reading: Reading) -> LensSet:
     if not source.exists():
         raise DataError(f"no such file or folder: {source}{_near(source)}")
     if split is not None:
@@ -97,18 +102,18 @@ def _read_file(source: Path, split: str | None, limits: Limits) -> LensSet:
     readers = {".npy": read_single, ".npz": read_npz}
     if (reader := readers.get(source.suffix.lower())) is None:
         raise DataError(f"{source} is not an image file that can be read; allowed: .npy, .npz, or a folder of them")
-    return reader(source, limits)
+    return reader(source, reading)
 
 
-def _read_folder(source: Path, split: str | None, limits: Limits) -> LensSet:
+def _read_folder(source: Path, split: str | None, reading: Reading) -> LensSet:
     if split is None and store.is_store(source):
-        return store.open(source, max_memory_gb=limits.max_memory_gb)
+        return _masked(store.open(source, max_memory_gb=reading.max_memory_gb), reading.mask_value)
     store.check_finished(source)
     splits = find_splits(source)
     if split is None and len(splits) > 1:
         raise DataError(f"{source} holds the splits {', '.join(splits)}: say which, for example split='train'")
     if split is None and not splits:
-        return _read_npy_folder(source, _class_folders(source), limits)
+        return _read_npy_folder(source, _class_folders(source), reading)
     if split is None:
         split = next(iter(splits))
         logger.warning("%s holds the split %r only: reading that", source, split)
@@ -116,11 +121,11 @@ def _read_folder(source: Path, split: str | None, limits: Limits) -> LensSet:
         holds = did_you_mean(split, splits) if splits else "it holds no splits: leave split= out"
         raise DataError(f"{source} has no split {split!r}; {holds}")
     if splits[split] != source:
-        return _read_folder(splits[split], None, limits)
-    return _read_npy_folder(source, _class_folders(source, prefix=f"{split}_"), limits)
+        return _read_folder(splits[split], None, reading)
+    return _read_npy_folder(source, _class_folders(source, prefix=f"{split}_"), reading)
 
 
-def _read_npy_folder(source: Path, folders: Mapping[str, Path], limits: Limits) -> LensSet:
+def _read_npy_folder(source: Path, folders: Mapping[str, Path], reading: Reading) -> LensSet:
     """A folder of class folders, or of .npy files if there are none."""
     files, label, names = _list_classes(folders)
     beside = _list_npy(source)
@@ -131,14 +136,14 @@ def _read_npy_folder(source: Path, folders: Mapping[str, Path], limits: Limits) 
         raise DataError(f"no images in {source}: expected .npy files, class folders of them, or a deeplense data set")
     titles = [as_text(file.relative_to(source).as_posix()) for file in files]
     shapes = [_peek(file) for file in files]
-    found = gather(source, titles, shapes, (partial(npy.read_file, file) for file in files), limits)
+    found = gather(source, titles, shapes, (partial(npy.read_file, file) for file in files), reading)
     return LensSet(
         images=found.images,
         name=[titles[i] for i in found.kept],
         label=np.array(label, np.int64)[found.kept] if label else None,
         classes=names,
         params=found.params(),
-        provenance={"source": as_text(source), "format": "npy folder", "bad": found.bad},
+        provenance={"source": as_text(source), "format": "npy folder", **found.report()},
     )
 
 
@@ -176,6 +181,13 @@ def _peek(file: Path) -> tuple[int, ...] | npy.BadImage:
         return npy.peek_shape(file)
     except npy.BadImage as reason:
         return reason
+
+
+def _masked(lens_set: LensSet, value: float | None) -> LensSet:
+    """The set, the pixels of that value made NaN in its own array."""
+    for image in lens_set.images if value is not None else ():
+        image[image == value] = np.nan
+    return lens_set
 
 
 def _near(path: Path) -> str:

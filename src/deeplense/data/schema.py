@@ -14,13 +14,15 @@ from deeplense.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_CHUNK = 512  # images looked at at a time
+
 
 @dataclass(frozen=True)
 class LensSet:
     """Images with what is known about them. Values are as read: normalisation belongs to the model.
 
     Attributes:
-        images: float32, shape (N, C, H, W); an ordinary or a memory-mapped array.
+        images: float32, shape (N, C, H, W); an ordinary or a memory-mapped array. NaN where nothing was measured.
         name: file name or object id of each image, length N.
         label: int64 class numbers, shape (N,), or None where the truth is not known.
         classes: class names in the order of their numbers; empty without labels.
@@ -70,6 +72,12 @@ class LensSet:
             return {}
         counts = np.bincount(self.label, minlength=len(self.classes))
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+    def nan_fraction(self) -> np.ndarray:
+        """Share of each image's pixels that are NaN or infinite, float64, shape (N,); a few images at a time."""
+        chunks = [self.images[start : start + _CHUNK] for start in range(0, len(self), _CHUNK)]
+        shares = [1 - np.isfinite(chunk).mean(axis=(1, 2, 3)) for chunk in chunks]
+        return np.concatenate(shares) if shares else np.zeros(0)
 
     def fingerprint(self) -> str:
         """A hash of shape, labels, names and up to 256 evenly spaced images: names the data a model was trained on."""

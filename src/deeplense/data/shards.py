@@ -1,7 +1,7 @@
 """One Parquet file <-> one LensSet.
 
 Columns: ``name`` (text), ``label`` (int64, null if unknown), ``image`` (float32 list of the fixed length C*H*W, in C
-order), then one column for each of the set's parameters. What is common to all rows stands in the schema's metadata
+order, NaN where nothing was measured), then one column for each of the set's parameters. What is common to all rows stands in the schema's metadata
 under the key ``deeplense`` as JSON: shape, classes, pixel_scale, provenance. Equal sets give equal bytes.
 """
 
@@ -28,7 +28,7 @@ def write_shard(path: Path, lens_set: LensSet) -> None:
     """Write the set as one Parquet file, in one step.
 
     Raises:
-        DataError: an image holds NaN or infinite values, or a parameter has the name of a column of ours.
+        DataError: a parameter has the name of a column of ours.
         RunError: the file cannot be written.
     """
     table = _to_table(lens_set)
@@ -97,11 +97,6 @@ def read_shard(path: Path, images: np.ndarray) -> pa.Table:
 
 def _to_table(lens_set: LensSet) -> pa.Table:
     n = len(lens_set)
-    if not np.isfinite(lens_set.images).all():
-        worst = next(
-            name for name, image in zip(lens_set.name, lens_set.images, strict=True) if not np.isfinite(image).all()
-        )
-        raise DataError(f"image {worst} holds NaN or infinite values and is not stored")
     pixels = np.ascontiguousarray(lens_set.images).reshape(n, -1)
     item = pa.field("element", pa.float32(), nullable=False)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {

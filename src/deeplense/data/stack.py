@@ -12,16 +12,16 @@ import numpy as np
 
 from deeplense.data import npy
 from deeplense.data.files import as_text
-from deeplense.data.gather import Gathered, Limits, Load, gather
+from deeplense.data.gather import Gathered, Load, Reading, gather, gather_one
 from deeplense.data.schema import LensSet
 from deeplense.errors import DataError
 
 
-def read_single(path: Path, limits: Limits) -> LensSet:
+def read_single(path: Path, reading: Reading) -> LensSet:
     """A `.npy` file: one image, or a stack (N, H, W), (N, C, H, W) or (N, H, W, C).
 
     Raises:
-        DataError: the file cannot be used, or more of its images than the limits allow.
+        DataError: the file cannot be used, or more of its images than allowed.
     """
     try:
         with path.open("rb") as stream:
@@ -29,12 +29,13 @@ def read_single(path: Path, limits: Limits) -> LensSet:
             if not header.dtype.hasobject and is_stack(header.shape):
                 available = os.fstat(stream.fileno()).st_size - stream.tell()
                 names = [f"{as_text(path.stem)}/{i:06d}" for i in range(header.shape[0])]
-                found = gather_stack(path, stream, header, available, names, limits)
+                found = gather_stack(path, stream, header, available, names, reading)
                 return _as_set(path, found, names)
         image, mass = npy.read_file(path)
+        found = gather_one(image, mass, reading)
     except npy.BadImage as reason:
         raise DataError(f"{path} cannot be used: {reason}") from reason
-    return _as_set(path, Gathered(image[None], np.zeros(1, np.int64), [mass], []), [as_text(path.name)])
+    return _as_set(path, found, [as_text(path.name)])
 
 
 def is_stack(shape: tuple[int, ...]) -> bool:
@@ -45,22 +46,22 @@ def is_stack(shape: tuple[int, ...]) -> bool:
 
 
 def gather_stack(
-    source: object, stream: IO[bytes], header: npy.Header, available: int, names: Sequence[str], limits: Limits
+    source: object, stream: IO[bytes], header: npy.Header, available: int, names: Sequence[str], reading: Reading
 ) -> Gathered:
     """The good images of the stack that follows its header in ``stream``; raises BadImage and DataError."""
     if available < header.num_bytes:
         raise npy.BadImage(f"truncated: {available} of {header.num_bytes} bytes")
     shape = npy.image_shape(header.shape[1:])
-    return gather(source, names, [shape] * len(names), _loads(npy.read_stack(stream, header)), limits)
+    return gather(source, names, [shape] * len(names), _loads(npy.read_stack(stream, header)), reading)
 
 
 def _loads(arrays: Iterator[np.ndarray]) -> Iterator[Load]:
     for array in arrays:
-        yield partial(_finish, array)
+        yield partial(_load, array)
 
 
-def _finish(array: np.ndarray) -> tuple[np.ndarray, None]:
-    return npy.to_float32(npy.as_image(array)), None
+def _load(array: np.ndarray) -> tuple[np.ndarray, None]:
+    return npy.as_image(array), None
 
 
 def _as_set(path: Path, found: Gathered, names: Sequence[str]) -> LensSet:
@@ -68,5 +69,5 @@ def _as_set(path: Path, found: Gathered, names: Sequence[str]) -> LensSet:
         images=found.images,
         name=[names[i] for i in found.kept],
         params=found.params(),
-        provenance={"source": as_text(path), "format": "npy", "bad": found.bad},
+        provenance={"source": as_text(path), "format": "npy", **found.report()},
     )

@@ -34,7 +34,7 @@ def write(lens_set: LensSet, out: Path | str, shard_size: int = 1024) -> None:
     """Write a set as Parquet shards; the same call after a kill goes on where it stopped.
 
     Raises:
-        DataError: the set is empty, or an image holds NaN.
+        DataError: the set is empty.
         RunError: ``out`` holds something else, or the disk is full.
     """
     _write_all(ShardWriter(out, len(lens_set), shard_size, {"fingerprint": lens_set.fingerprint()}), lens_set)
@@ -44,7 +44,7 @@ def write_npy(lens_set: LensSet, out: Path | str) -> None:
     """Write a set in the DeepLense layout (see NpyWriter): `<class>/<name>.npy`, float32 (C, H, W).
 
     Raises:
-        DataError: the set is empty, an image holds NaN, or two images of a class have the same name.
+        DataError: the set is empty, or two images of a class have the same name.
         RunError: ``out`` holds something else, or the disk is full.
     """
     _write_all(NpyWriter(out, len(lens_set), len(lens_set), {"fingerprint": lens_set.fingerprint()}), lens_set)

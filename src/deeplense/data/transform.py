@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,22 +13,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplense.config import AugmentConfig
-from deeplense.errors import DataError
+from deeplense.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # images at a time while statistics stream over a data set
+_TINY = 1e-30  # a scale that no image has: constant ones come out as 0, not as NaN
 
 
 class Preprocess(nn.Module):
-    """Raw images to network inputs: resize, centre crop, resize, stretch, subtract the mean, divide by the scatter.
+    """Raw images to network inputs: fill missing pixels, resize, centre crop, resize, stretch, normalise per channel.
 
     It belongs to the model and travels with it, so that images are prepared in prediction as they were in training.
+    Pixels that are NaN or infinite are filled with the mean of the others of their channel and image (`fill_missing`).
 
     Attributes:
         input_size: (height, width) of the training images; images of another size are resized to it first.
         crop: pixels of the centre crop, or None.
         size: pixels to resize to after the crop, or None.
         stretch: "none", "sqrt" or "asinh"; asinh acts on images divided by ``softening`` per channel.
+        clip: percentiles (low, high) of each framed image that are mapped to 0 and 1 before the stretch, values beyond
+            cut off; or None. A percentile is numpy's "linear" one. Of a constant image all pixels become 0.
+        clip_by: "channel" (each has percentiles of its own) or "image" (all channels share them, which keeps colours).
+
+    Raises:
+        ConfigError: the low percentile is not below the high one.
     """
 
     mean: Tensor
@@ -35,19 +44,28 @@ class Preprocess(nn.Module):
     softening: Tensor
 
     def __init__(
-        self, input_size: tuple[int, int], crop: int | None = None, size: int | None = None, stretch: str = "none"
+        self,
+        input_size: tuple[int, int],
+        crop: int | None = None,
+        size: int | None = None,
+        stretch: str = "none",
+        clip: tuple[float, float] | None = None,
+        clip_by: str = "channel",
     ) -> None:
         super().__init__()
+        if clip is not None and not 0 <= clip[0] < clip[1] <= 100:
+            raise ConfigError(f"model.clip={list(clip)}: two percentiles, the low one first, such as [0.5, 99.5]")
         if crop is not None and crop > min(input_size):
             logger.info("the images have %dx%d pixels: model.crop=%d leaves them whole", *input_size, crop)
             crop = None
         self.input_size, self.crop, self.size, self.stretch = input_size, crop, size, stretch
+        self.clip, self.clip_by = clip, clip_by
         for name, value in (("mean", 0.0), ("std", 1.0), ("softening", 1.0)):
             self.register_buffer(name, torch.full((1, 1, 1), value))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) as read -> (B, C, H', W') normalised."""
-        return (self._stretched(self._framed(images)) - self.mean) / self.std
+        return (self._prepared(images) - self.mean) / self.std
 
     def fit(self, images: np.ndarray) -> Preprocess:
         """Set mean, scatter and softening per channel from training images (N, C, H, W), a few at a time.
@@ -56,8 +74,8 @@ class Preprocess(nn.Module):
             DataError: all pixels of a channel are equal.
         """
         if self.stretch == "asinh":
-            self.softening = _moments(self._framed(x) for x in _chunks(images))[1]
-        self.mean, self.std = _moments(self._stretched(self._framed(x)) for x in _chunks(images))
+            self.softening = _moments(self._clipped(self._framed(x)) for x in _chunks(images))[1]
+        self.mean, self.std = _moments(self._prepared(x) for x in _chunks(images))
         if not (self.std > 0).all():
             raise DataError("every pixel of the training images has the same value: nothing can be learnt from them")
         return self
@@ -65,23 +83,37 @@ class Preprocess(nn.Module):
     def to_dict(self) -> dict[str, Any]:
         """Plain values from which :meth:`from_dict` makes an equal Preprocess, exact to the bit."""
         settings = {"input_size": list(self.input_size), "crop": self.crop, "size": self.size, "stretch": self.stretch}
+        settings |= {"clip": None if self.clip is None else list(self.clip), "clip_by": self.clip_by}
         return settings | {name: buffer.flatten().tolist() for name, buffer in self.named_buffers()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
         """The Preprocess that :meth:`to_dict` described."""
         height, width = values["input_size"]
-        new = cls((height, width), values["crop"], values["size"], values["stretch"])
+        # Cards of models that were trained before there was clipping do not mention it.
+        clip = values.get("clip")
+        clipping = {"clip": None if clip is None else (clip[0], clip[1]), "clip_by": values.get("clip_by", "channel")}
+        new = cls((height, width), values["crop"], values["size"], values["stretch"], **clipping)
         for name in dict(new.named_buffers()):
             setattr(new, name, torch.tensor(values[name], dtype=torch.float32)[:, None, None])
         return new
 
+    def _prepared(self, images: Tensor) -> Tensor:
+        return self._stretched(self._clipped(self._framed(images)))
+
     def _framed(self, images: Tensor) -> Tensor:
-        images = _resized(images, self.input_size)
+        images = _resized(fill_missing(images), self.input_size)
         if self.crop is not None:
             top, left = ((side - self.crop) // 2 for side in self.input_size)
             images = images[:, :, top : top + self.crop, left : left + self.crop]
         return images if self.size is None else _resized(images, (self.size, self.size))
+
+    def _clipped(self, images: Tensor) -> Tensor:
+        if self.clip is None:
+            return images
+        values = images.flatten(2) if self.clip_by == "channel" else images.flatten(1)[:, None]
+        low, high = (percentile(values, q)[..., None, None] for q in self.clip)
+        return ((images - low) / (high - low).clamp(min=_TINY)).clamp(0, 1)
 
     def _stretched(self, images: Tensor) -> Tensor:
         if self.stretch == "sqrt":
@@ -102,7 +134,38 @@ class Augment(nn.Module):
         images = _randomly_turned(images, self.config.flips, self.config.quarter_turns)
         if self.config.shift:
             images = _randomly_shifted(images, self.config.shift)
-        return images if self.kornia is None else self.kornia(images)
+        if self.kornia is not None:
+            images = self.kornia(fill_missing(images))  # interpolation would spread NaN
+        return _with_noise(fill_missing(images), self.config.noise) if self.config.noise else images
+
+
+def fill_missing(images: Tensor) -> Tensor:
+    """NaN and infinite pixels replaced by the mean of the finite ones of their channel and image, 0 if there are none.
+
+    (B, C, H, W) -> the same shape; finite pixels keep every bit.
+    """
+    # A finite sum proves that nothing is missing, in a tenth of the time. Branches do not survive an export.
+    if images.device.type == "cpu" and not torch.compiler.is_compiling() and bool(images.sum().isfinite()):
+        return images
+    good = images.isfinite()
+    total = torch.where(good, images, 0.0).sum(dim=(-2, -1), keepdim=True)
+    mean = total / good.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    return torch.where(good, images, mean)
+
+
+def percentile(values: Tensor, q: float) -> Tensor:
+    """The percentile q of the last axis, (..., n) -> (...), as numpy's "linear" one.
+
+    By topk, which is several times faster than sorting where q is near 0 or 100, and can be exported.
+    """
+    last = values.shape[-1] - 1
+    below = math.floor(last * q / 100)
+    above = min(below + 1, last)
+    is_upper = 2 * below > last
+    ordered = values.topk(last + 1 - below if is_upper else above + 1, largest=is_upper).values
+    # Place of each order statistic among the k largest, or the k smallest.
+    first, second = ((last - below, last - above) if is_upper else (below, above))
+    return torch.lerp(ordered[..., first], ordered[..., second], last * q / 100 - below)
 
 
 # Elements of D4 that a prediction may be averaged over: none but the identity, mirrorings, or all eight.
@@ -141,6 +204,13 @@ def _randomly_shifted(images: Tensor, most: int) -> Tensor:
         source = (torch.arange(length, device=images.device) + shift).clamp(0, length - 1)
         images = torch.take_along_dim(images, source[:, None, :, None] if dim == -2 else source[:, None, None], dim)
     return images
+
+
+def _with_noise(images: Tensor, most: float) -> Tensor:
+    """Gaussian noise, its sigma uniform in [0, most] times the standard deviation of each image's channel."""
+    strength = torch.rand(len(images), 1, 1, 1).to(images) * most
+    sigma = strength * images.std(dim=(-2, -1), correction=0, keepdim=True)
+    return images + sigma * torch.randn(images.shape).to(images)
 
 
 def _kornia(config: AugmentConfig) -> nn.Module | None:

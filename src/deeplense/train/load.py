@@ -76,8 +76,7 @@ def _read(path: str, part: str, data: DataConfig, progress: bool) -> LensSet:
     if splits and part not in splits:
         raise DataError(f"{path} holds {', '.join(splits)} images, none to {part} on: name a folder of these")
     which = part if splits else None
-    bounds = {"max_bad_fraction": data.max_bad_fraction, "max_memory_gb": data.max_memory_gb}
-    return read(Path(path), split=which, progress=progress, **bounds)  # type: ignore[arg-type]
+    return read(Path(path), split=which, progress=progress, **data.reading())
 
 
 def _labels(lens_set: LensSet) -> np.ndarray:
