@@ -31,7 +31,7 @@ class Preprocess(nn.Module):
         crop: pixels of the centre crop, or None.
         size: pixels to resize to after the crop, or None.
         stretch: "none", "sqrt" or "asinh"; asinh acts on images divided by ``softening`` per channel.
-        clip: percentiles (low, high) of each framed image that are mapped to 0 and 1 before the stretch, values beyond
+        clip: percentiles (low, high) of each framed image, mapped to 0 and 1 before the stretch, values beyond
             cut off; or None. A percentile is numpy's "linear" one. Of a constant image all pixels become 0.
         clip_by: "channel" (each has percentiles of its own) or "image" (all channels share them, which keeps colours).
 
@@ -113,7 +113,7 @@ class Preprocess(nn.Module):
             return images
         values = images.flatten(2) if self.clip_by == "channel" else images.flatten(1)[:, None]
         low, high = (percentile(values, q)[..., None, None] for q in self.clip)
-        return ((images - low) / (high - low).clamp(min=_TINY)).clamp(0, 1)
+        return (images - low).div_((high - low).clamp(min=_TINY)).clamp_(0, 1)
 
     def _stretched(self, images: Tensor) -> Tensor:
         if self.stretch == "sqrt":
