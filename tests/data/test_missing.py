@@ -139,7 +139,9 @@ def test_onnx_runtime_and_the_compiler_fill_as_we_do():
     expected = network(images).detach()
     batch = {0: torch.export.Dim("batch")}
     # The example holds no NaN: what the exporter sees must not decide whether pixels are filled.
-    program = torch.onnx.export(network, (torch.zeros(2, 2, 8, 8),), dynamo=True, dynamic_shapes=(batch,), verbose=False)
+    program = torch.onnx.export(
+        network, (torch.zeros(2, 2, 8, 8),), dynamo=True, dynamic_shapes=(batch,), verbose=False
+    )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (out,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)

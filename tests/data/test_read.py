@@ -49,7 +49,12 @@ def test_class_folders_keep_values_names_and_order(tmp_path):
     expected = np.stack([array for name in lenses.classes for array in written[name]]).astype(np.float32)
     assert np.array_equal(lenses.images, expected)
     assert lenses.params is None
-    assert lenses.provenance == {"source": str(tmp_path), "format": "npy folder", "bad": [], "nan": {"images": 0, "pixels": 0}}
+    assert lenses.provenance == {
+        "source": str(tmp_path),
+        "format": "npy folder",
+        "bad": [],
+        "nan": {"images": 0, "pixels": 0},
+    }
 
 
 def test_flat_folder_has_no_labels(tmp_path):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from deeplense.config import AugmentConfig
 from deeplense.data.transform import Augment, Preprocess, d4
@@ -126,12 +127,28 @@ def test_shift_draws_both_axes_apart():
     assert len(out[:, :, 4, 4].unique(dim=0)) == 9
 
 
+def test_noise_is_gaussian_up_to_its_share_of_the_scatter_of_each_images_channel():
+    torch.manual_seed(0)
+    scale = torch.tensor([1.0, 50.0])[:, None, None] * torch.rand(400, 1, 1, 1).add(0.5)
+    images = torch.randn(400, 2, 32, 32) * scale + 7
+    added = Augment(AugmentConfig(noise=0.4))(images) - images
+    strength = added.std((-2, -1)) / images.std((-2, -1))
+    # One strength for all channels of an image, uniform in [0, 0.4]; noise of the pixels is independent and normal.
+    torch.testing.assert_close(strength[:, 0], strength[:, 1], rtol=0.15, atol=0.002)
+    assert kstest(strength.mean(1), "uniform", args=(0, 0.4)).pvalue > 1e-3
+    normalised = (added / added.std((-2, -1), keepdim=True))[:, 1]
+    assert kstest(normalised[:40].flatten(), "norm").pvalue > 1e-3
+    neighbours = (normalised[..., 1:] * normalised[..., :-1]).mean()
+    assert abs(neighbours) < 0.01
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"flips": True, "quarter_turns": True, "shift": 3},
         {"degrees": 20.0, "translate": 0.1, "scale": (0.8, 1.2), "shear": 5.0},
         {"blur": 0.5},
+        {"noise": 0.5},
         {"crop": (0.6, 0.9)},
     ],
 )

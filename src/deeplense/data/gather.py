@@ -157,7 +157,9 @@ def _count(missing: int) -> Counter[str]:
     return Counter(images=int(missing > 0), pixels=missing)
 
 
-def _fill(images: np.ndarray, offers: _Offers, loads: Iterable[Load]) -> tuple[list[int], list[float | None], Counter[str]]:
+def _fill(
+    images: np.ndarray, offers: _Offers, loads: Iterable[Load]
+) -> tuple[list[int], list[float | None], Counter[str]]:
     """Load into the rows of ``images`` one after the other; places of the good ones, their masses, numbers of NaN."""
     kept: list[int] = []
     masses: list[float | None] = []

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from deeplense.data import split
+from deeplense.data.sampler import BalancedSampler
 from deeplense.data.schema import LensSet
 from deeplense.errors import DataError
 
@@ -42,14 +44,21 @@ class LensDataset(Dataset[Batch]):
 class LensDataModule(L.LightningDataModule):
     """Training and validation images; the test split never comes here.
 
+    Args:
+        train: images to learn from.
+        val: images that select the checkpoint, in their natural frequency whatever ``balanced`` says.
+        batch_size: images in a batch.
+        seed: of the order of the training images.
+        balanced: draw every class of the training images equally often, with replacement (``BalancedSampler``).
+
     Raises:
         DataError: the two sets differ in classes or channels, there are no labels, or fewer than two classes.
     """
 
-    def __init__(self, train: LensSet, val: LensSet, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, train: LensSet, val: LensSet, batch_size: int, seed: int = 0, *, balanced: bool = False) -> None:
         super().__init__()
         _check(train, val)
-        self.train, self.val, self.batch_size, self.seed = train, val, batch_size, seed
+        self.train, self.val, self.batch_size, self.seed, self.balanced = train, val, batch_size, seed, balanced
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,28 +71,51 @@ class LensDataModule(L.LightningDataModule):
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def train_prevalence(self) -> np.ndarray:
+        """Share of each class among the images that the network sees in training, float64, shape (K,), sum 1.
+
+        Its probabilities hold for this prevalence; a correction for another one starts from it.
+        """
+        assert self.train.label is not None
+        counts = np.bincount(self.train.label, minlength=len(self.classes))
+        return (counts > 0) / np.count_nonzero(counts) if self.balanced else counts / counts.sum()
+
+    @property
+    def class_weights(self) -> np.ndarray:
+        """Weight of each class in the loss, float32, shape (K,): see ``split.class_weights``.
+
+        They make up for the frequencies of the labels. A balanced sampler does the same: use one of the two.
+        """
+        assert self.train.label is not None
+        return split.class_weights(self.train.label, len(self.classes))
+
     def fingerprint(self) -> dict[str, str]:
         """Names the training and the validation images."""
         return {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, shuffle=True)
+        return self._loader(self.train, is_training=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val, shuffle=False)
+        return self._loader(self.val, is_training=False)
 
-    def _loader(self, lens_set: LensSet, shuffle: bool) -> DataLoader[Batch]:
+    def _loader(self, lens_set: LensSet, is_training: bool) -> DataLoader[Batch]:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            LensDataset(lens_set), replicas, rank, shuffle=shuffle, seed=self.seed
-        )
+        dataset = LensDataset(lens_set)
+        sampler: DistributedSampler[Batch] | BalancedSampler
+        if is_training and self.balanced:
+            assert lens_set.label is not None
+            sampler = BalancedSampler(lens_set.label, replicas, rank, self.seed)
+        else:
+            sampler = DistributedSampler(dataset, replicas, rank, shuffle=is_training, seed=self.seed)
         return DataLoader(
-            LensDataset(lens_set),
+            dataset,
             self.batch_size,
             sampler=sampler,
             collate_fn=as_is,
             # A batch of one image has no batch statistics: an incomplete last batch waits for another epoch's order.
-            drop_last=shuffle and len(sampler) > self.batch_size,
+            drop_last=is_training and len(sampler) > self.batch_size,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the loader draws its worker seed here, not from the global generator
         )

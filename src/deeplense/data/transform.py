@@ -164,7 +164,7 @@ def percentile(values: Tensor, q: float) -> Tensor:
     is_upper = 2 * below > last
     ordered = values.topk(last + 1 - below if is_upper else above + 1, largest=is_upper).values
     # Place of each order statistic among the k largest, or the k smallest.
-    first, second = ((last - below, last - above) if is_upper else (below, above))
+    first, second = (last - below, last - above) if is_upper else (below, above)
     return torch.lerp(ordered[..., first], ordered[..., second], last * q / 100 - below)
 
 

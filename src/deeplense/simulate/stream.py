@@ -14,6 +14,7 @@ from deeplense.data.module import Batch, LensDataModule, as_is
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
 from deeplense.simulate.generate import BLOCK, Simulator, concatenate
+from deeplense.simulate.survey_priors import SurveyWorld
 
 PREFIX = "preset:"
 # Validation images come from a part of the same sequence that no training run reaches.
@@ -77,11 +78,17 @@ class StreamDataModule(LensDataModule):
     """The images of ``data.path = "preset:NAME"``.
 
     Raises:
-        ConfigError: an unknown preset or fidelity, or a number of images that is no multiple of a block.
+        ConfigError: an unknown preset or fidelity, a number of images that is no multiple of a block, or
+            ``data.balanced``.
     """
 
     def __init__(self, config: Config) -> None:
         data = config.data
+        if data.balanced:
+            raise ConfigError(
+                f"data.balanced has no meaning for {data.path}, whose classes are as frequent as its world says: set "
+                'data.settings=["positive_fraction=0.5"] instead'
+            )
         if data.num % BLOCK:
             raise ConfigError(f"data.num={data.num}: images are simulated in blocks of {BLOCK}; try {_round(data.num)}")
         if data.num < data.batch_size * config.train.devices:
@@ -97,6 +104,14 @@ class StreamDataModule(LensDataModule):
         val = concatenate(list(judge.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
         super().__init__(train, val, data.batch_size, config.seed)
         self.dataset = StreamDataset(self.simulators, data.num, data.fresh)
+
+    @property
+    def train_prevalence(self) -> np.ndarray:
+        """Share of each class in the world, float64, shape (K,): of a survey as set, else counted in its images."""
+        world = self.simulators[-1].world
+        if isinstance(world, SurveyWorld):
+            return np.array([1 - world.positive_fraction, world.positive_fraction])
+        return super().train_prevalence
 
     def train_dataloader(self) -> DataLoader[Batch]:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

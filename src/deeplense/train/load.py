@@ -40,7 +40,7 @@ def load_data(config: Config, progress: bool = True) -> LensDataModule:
     for name, part in (("training", train), ("validation", val)):
         counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
         logger.info("%d %s images: %s", len(part), name, counts)
-    return LensDataModule(train, val, data.batch_size, config.seed)
+    return LensDataModule(train, val, data.batch_size, config.seed, balanced=data.balanced)
 
 
 def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
