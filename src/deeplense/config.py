@@ -21,7 +21,16 @@ SHORTHAND = {"data": "data.path", "model": "model.name", "init": "model.init"}
 
 
 # What of a DataConfig says how images are read; the rest is about training on them.
-READING = {"path", "max_bad_fraction", "max_nan_fraction", "max_memory_gb", "mask_value"}
+READING = {
+    "path",
+    "max_bad_fraction",
+    "max_nan_fraction",
+    "max_memory_gb",
+    "mask_value",
+    "bands",
+    "file_column",
+    "label_column",
+}
 
 
 class Section(BaseModel):
@@ -40,6 +49,9 @@ class DataConfig(Section):
     max_bad_fraction: Fraction = 0.01
     max_nan_fraction: Fraction = 0.5  # of an image's pixels; those that are left are filled, beyond it the image is bad
     mask_value: float | None = None  # pixels of this value were not measured and become NaN
+    bands: list[str] | None = None  # FITS extensions, `_g` endings or colours (R, G, B) that become the channels
+    file_column: str | None = None  # of a table: the images' files; looked for if not given
+    label_column: str | None = None  # of a table: the classes; looked for if not given, "" = no labels
     balanced: bool = False  # a weighted random sampler: every class is drawn equally often
     batch_size: PositiveInt = 64
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
@@ -68,9 +80,7 @@ class ModelConfig(Section):
     init: str | None = None  # a run or a weights file to start from
     crop: PositiveInt | None = None  # centre crop, pixels
     size: PositiveInt | None = None  # resize (after the crop) to this many pixels
-    clip: tuple[Percent, Percent] | None = (
-        None  # percentiles of each image that are mapped to 0 and 1, the rest cut off
-    )
+    clip: tuple[Percent, Percent] | None = None  # percentiles of each image, mapped to 0 and 1, the rest cut off
     clip_by: Literal["channel", "image"] = "channel"  # one scale for each channel, or one for all, which keeps colours
     stretch: Literal["none", "sqrt", "asinh"] = "none"
     average: Literal["none", "flips", "d4"] = "none"  # predict the mean over an image's 1, 4 or 8 mirrorings and turns

@@ -334,7 +334,7 @@ def test_missing_path_suggests_its_neighbour(three_classes):
 
 def test_file_where_a_folder_is_expected(tmp_path):
     (tmp_path / "data.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"allowed: .npy, .npz, or a folder"):
+    with pytest.raises(DataError, match=r"allowed: .npy, .fits, .* or a folder"):
         read(tmp_path / "data.txt")
     np.save(tmp_path / "x.npy", image())
     with pytest.raises(DataError, match="is a file; split='train' needs a folder"):

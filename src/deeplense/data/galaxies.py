@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import warnings
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from deeplense.data import npy
+from deeplense.data import fits, npy
 from deeplense.data.files import as_text
 from deeplense.data.npy import BadImage
 from deeplense.errors import ConfigError, DataError, did_you_mean
@@ -31,7 +29,6 @@ Mask = NDArray[np.bool_]
 
 # Tenths of all galaxies: 80, 10 and 10 %.
 PARTS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
-_FITS = (".fits", ".fit", ".fits.gz", ".fits.fz")
 _SMOOTHING = 1.5  # pixels; about the width of the PSF of a well-sampled image
 _THRESHOLD = 2.0  # outline of a galaxy, in units of the noise of the smoothed image
 _BRIDGE = 3  # pixels; what is thinner than twice this is no part of a galaxy: threads of noise, bridges to neighbours
@@ -169,7 +166,7 @@ def _list(folder: Path) -> list[Path]:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder} cannot be read as a folder of galaxies: {error.strerror}") from error
-    files = [folder / name for name in names if name.lower().endswith((*_FITS, ".npy"))]
+    files = [folder / name for name in names if name.lower().endswith((*fits.ENDINGS, ".npy"))]
     if not files:
         raise DataError(f"no galaxies in {folder}: expected FITS files or .npy, one galaxy each")
     stems = [_stem(file) for file in files]
@@ -181,7 +178,7 @@ def _list(folder: Path) -> list[Path]:
 def _stem(file: Path) -> str:
     """The name of a galaxy: that of its file without the ending, so that another format is the same galaxy."""
     name = as_text(file.name)
-    ending = next(end for end in sorted((*_FITS, ".npy"), key=len, reverse=True) if name.lower().endswith(end))
+    ending = next(end for end in sorted((*fits.ENDINGS, ".npy"), key=len, reverse=True) if name.lower().endswith(end))
     return name[: -len(ending)]
 
 
@@ -216,7 +213,7 @@ def _read(file: Path, pixel_scale: float | None) -> tuple[Image, float]:
         BadImage: it cannot be read, or is not one image.
         DataError: its pixel scale is not known.
     """
-    image, scale = _read_fits(file) if not file.name.lower().endswith(".npy") else (_read_npy(file), None)
+    image, scale = fits.first_image(file) if not file.name.lower().endswith(".npy") else (_read_npy(file), None)
     scale = pixel_scale or scale
     if scale is None:
         raise DataError(f"{file} does not say how large its pixels are: give pixel_scale, in arcsec")
@@ -237,33 +234,6 @@ def _read_npy(file: Path) -> np.ndarray:
             return npy.read_values(stream, header, os.fstat(stream.fileno()).st_size - stream.tell())
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror or error}") from error
-
-
-def _read_fits(file: Path) -> tuple[np.ndarray, float | None]:
-    """The first image of a FITS file, and its pixel scale in arcsec if the header has world coordinates."""
-    from astropy.io import fits
-
-    try:
-        # Warnings are of odd keywords in old headers.
-        with warnings.catch_warnings(action="ignore"), fits.open(file, memmap=False) as units:
-            for unit in units:
-                # An image may be compressed; a table is none.
-                if getattr(unit, "is_image", False) and unit.data is not None and unit.data.ndim >= 2:
-                    return unit.data, _wcs_scale(unit.header)
-    except (OSError, EOFError, ValueError, TypeError, LookupError, zlib.error, fits.VerifyError) as error:
-        raise BadImage(f"cannot be read: {str(error).splitlines()[0] if str(error) else 'broken FITS'}") from error
-    raise BadImage("no image in this FITS file")
-
-
-def _wcs_scale(header: object) -> float | None:
-    from astropy.wcs import WCS
-    from astropy.wcs.utils import proj_plane_pixel_scales
-
-    wcs = WCS(header)
-    if not wcs.has_celestial:
-        return None
-    degrees = proj_plane_pixel_scales(wcs.celestial)
-    return float(np.sqrt(degrees[0] * degrees[1]) * 3600)
 
 
 def _fill_nan(cutout: Image) -> Image:

@@ -31,6 +31,9 @@ class Reading:
     max_nan_fraction: float = 0.5
     max_memory_gb: float = 8.0
     mask_value: float | None = None
+    bands: tuple[str, ...] | None = None
+    file_column: str | None = None
+    label_column: str | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -96,6 +96,19 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     except ValueError as error:
         raise BadImage(f"shape {shape} is impossible") from error
     return as_image(stand_in).shape
+
+
+def joined_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """(C, H, W) of images of these shapes, one after the other along the channels; BadImage if they differ in size."""
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise BadImage(f"bands of different sizes: {', '.join(map(str, shapes))}")
+    return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+
+def join(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images (C, H, W) one after the other along the channels; raises BadImage if they differ in size."""
+    joined_shape([image.shape for image in images])
+    return np.concatenate(images) if len(images) > 1 else images[0]
 
 
 def read_file(path: Path) -> tuple[np.ndarray, float | None]:

@@ -1,4 +1,4 @@
-"""Read images from wherever they lie into a LensSet: DeepLense folders of `.npy`, single files, `.npz`, our Parquet."""
+"""Read images from wherever they lie into a LensSet: folders of files, single files, tables, our Parquet."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deeplense.data import classes, npy, store
+from deeplense.data import classes, listing, store
 from deeplense.data.files import as_text
-from deeplense.data.gather import Reading, gather
+from deeplense.data.formats import ENDINGS, Item, format_of, gather_file, gather_items, pixel_scale
+from deeplense.data.gather import Gathered, Reading
 from deeplense.data.npz import read_npz
 from deeplense.data.schema import LensSet
 from deeplense.data.stack import read_single
+from deeplense.data.table import TABLES, is_table, read_table
 from deeplense.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _SPLITS = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_SPLIT_PREFIX = re.compile(r"(train|val|test)_(.+)")
+_SPLIT_PREFIX = re.compile(rf"({'|'.join(_SPLITS)})[_-](.+)", re.IGNORECASE)
 
 
 def read(
@@ -38,6 +39,9 @@ def read(
     max_nan_fraction: float = 0.5,
     max_memory_gb: float = 8.0,
     mask_value: float | None = None,
+    bands: Sequence[str] | None = None,
+    file_column: str | None = None,
+    label_column: str | None = None,
     progress: bool = False,
 ) -> LensSet:
     """Read an image set; values stay as stored, only their type becomes float32.
@@ -46,12 +50,19 @@ def read(
     ``path``                            becomes
     ==================================  ================================================================
     folder of a `deeplense` data set    what was written (Parquet shards and dataset.json)
-    folder of class folders of .npy     one class each, numbered as ``classes.order`` says
-    folder of .npy                      images without labels
+    folder of class folders             one class each, numbered as ``classes.order`` says
+    folder of images                    images without labels
+    folder of folders of FITS bands     one image each: ``OBJECT/OBJECT_g.fits`` ..., or ``Band1/7.fits`` ...
+    .csv, .parquet, .ecsv, FITS table   the images that a column names, with labels; other columns: params
     .npy                                one image (H, W), (C, H, W), (H, W, C), C <= 6; or a stack of them
     .npz                                ``images``, perhaps ``label``, ``classes``, ``name``, ``pixel_scale``
+    .fits, .fit, .fits.gz, .fits.fz     one image: the first, or the extensions that ``bands`` names
+    .png, .jpg                          one image in [0, 1], R, G, B or grey, turned over: row 0 is the lowest
+    .h5, .hdf5                          one image: lenstronomy's ``image_data`` (needs h5py)
     ==================================  ================================================================
 
+    A folder holds files of one format: .npy, FITS, HDF5 or pictures; if there are others, the most frequent is read.
+    FITS files ``NAME_g.fits``, ``NAME_r.fits`` ... in a folder are the channels of one image, in order of wavelength.
     A .npy file may also be DeepLense's object array ``[image, axion_mass]``; the mass becomes the column ``m_axion`` of
     ``params``. No code in a file is ever run. Images that are unreadable, of another shape than most, constant, or full
     of NaN are logged by name and reason, listed in ``provenance["bad"]`` and left out. Fewer NaN stay in the images
@@ -64,13 +75,26 @@ def read(
         max_nan_fraction: share of an image's pixels that may be NaN or infinite before the image is bad.
         max_memory_gb: a larger set is memory-mapped from a temporary file (see ``memory.empty``).
         mask_value: pixels of this value (100 in the Bologna challenge) were not measured and become NaN.
+        bands: which bands become the channels, in this order: FITS extensions by name or number, the endings of FITS
+            files (``["g", "r", "i"]``), band folders, or the colours of pictures (``["B", "G", "R"]``).
+        file_column: of a table: the column of file names; if not given, the first of ``table.FILE_COLUMNS``.
+        label_column: of a table: the column of classes; if not given, the first of ``table.LABEL_COLUMNS``; "": none.
         progress: show a bar.
 
     Raises:
         DataError: nothing there, no images, too many bad ones, or a pickle that would run code.
     """
     source = Path(path).expanduser()
-    reading = Reading(max_bad_fraction, max_nan_fraction, max_memory_gb, mask_value, progress)
+    reading = Reading(
+        max_bad_fraction=max_bad_fraction,
+        max_nan_fraction=max_nan_fraction,
+        max_memory_gb=max_memory_gb,
+        mask_value=mask_value,
+        bands=None if bands is None else tuple(bands),
+        file_column=file_column,
+        label_column=label_column,
+        progress=progress,
+    )
     try:
         return _read_folder(source, split, reading) if source.is_dir() else _read_file(source, split, reading)
     except OSError as error:
@@ -82,16 +106,23 @@ def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
 
     Either as sub-folders (`train/`, `val/` or `validation/` ...), or as class folders with a prefix (`train_lenses/`,
     `test_lenses/` ...), in which case each split lies in ``path`` itself; ``read(path, split=...)`` knows both.
+
+    Raises:
+        DataError: some class folders have such a prefix and others do not, so that test images could become classes.
     """
     source = Path(path).expanduser()
-    folders = _sub_folders(source) if source.is_dir() else {}
+    folders = listing.sub_folders(source) if source.is_dir() else {}
     whole = {_SPLITS[name.lower()]: folder for name, folder in folders.items() if name.lower() in _SPLITS}
     if whole:
         return {name: whole[name] for name in ("train", "val", "test") if name in whole}
-    prefixes = [match[1] for name in folders if (match := _SPLIT_PREFIX.fullmatch(name))]
-    if len(prefixes) < len(folders):
-        return {}
-    return {name: source for name in ("train", "val", "test") if name in prefixes}
+    parts = {name: _SPLITS[match[1].lower()] for name in folders if (match := _SPLIT_PREFIX.fullmatch(name))}
+    others = [name for name in folders if name not in parts and listing.items(folders[name], source)] if parts else []
+    if others and len(set(parts.values())) > 1:
+        raise DataError(
+            f"{source} holds {', '.join(sorted(parts))}, which look like splits, beside {', '.join(others)}: "
+            "move or rename one or the other"
+        )
+    return {} if others else {name: source for name in ("train", "val", "test") if name in parts.values()}
 
 
 def _read_file(source: Path, split: str | None, reading: Reading) -> LensSet:
@@ -99,13 +130,19 @@ def _read_file(source: Path, split: str | None, reading: Reading) -> LensSet:
         raise DataError(f"no such file or folder: {source}{_near(source)}")
     if split is not None:
         raise DataError(f"{source} is a file; split={split!r} needs a folder that holds train/ and val/")
-    readers = {".npy": read_single, ".npz": read_npz}
-    if (reader := readers.get(source.suffix.lower())) is None:
-        raise DataError(f"{source} is not an image file that can be read; allowed: .npy, .npz, or a folder of them")
-    return reader(source, reading)
+    if is_table(source):
+        return read_table(source, reading)
+    _refuse_columns(source, reading)
+    if source.suffix.lower() in (".npy", ".npz"):
+        return read_single(source, reading) if source.suffix.lower() == ".npy" else read_npz(source, reading)
+    if format_of(source.name) is None:
+        allowed = ", ".join((*ENDINGS, ".npz", *TABLES))
+        raise DataError(f"{source} is not an image file or a table; allowed: {allowed}, or a folder of images")
+    return _as_set(source, gather_file(source, reading), [Item(source.name, (source,))])
 
 
 def _read_folder(source: Path, split: str | None, reading: Reading) -> LensSet:
+    _refuse_columns(source, reading)
     if split is None and store.is_store(source):
         return _masked(store.open(source, max_memory_gb=reading.max_memory_gb), reading.mask_value)
     store.check_finished(source)
@@ -113,7 +150,7 @@ def _read_folder(source: Path, split: str | None, reading: Reading) -> LensSet:
     if split is None and len(splits) > 1:
         raise DataError(f"{source} holds the splits {', '.join(splits)}: say which, for example split='train'")
     if split is None and not splits:
-        return _read_npy_folder(source, _class_folders(source), reading)
+        return _read_images(source, None, reading)
     if split is None:
         split = next(iter(splits))
         logger.warning("%s holds the split %r only: reading that", source, split)
@@ -122,65 +159,76 @@ def _read_folder(source: Path, split: str | None, reading: Reading) -> LensSet:
         raise DataError(f"{source} has no split {split!r}; {holds}")
     if splits[split] != source:
         return _read_folder(splits[split], None, reading)
-    return _read_npy_folder(source, _class_folders(source, prefix=f"{split}_"), reading)
+    return _read_images(source, split, reading)
 
 
-def _read_npy_folder(source: Path, folders: Mapping[str, Path], reading: Reading) -> LensSet:
-    """A folder of class folders, or of .npy files if there are none."""
-    files, label, names = _list_classes(folders)
-    beside = _list_npy(source)
-    if files and beside:
-        logger.warning("%s: the %d .npy files beside the class folders are not read", source, len(beside))
-    files = files or beside
-    if not files:
-        raise DataError(f"no images in {source}: expected .npy files, class folders of them, or a deeplense data set")
-    titles = [as_text(file.relative_to(source).as_posix()) for file in files]
-    shapes = [_peek(file) for file in files]
-    found = gather(source, titles, shapes, (partial(npy.read_file, file) for file in files), reading)
+def _read_images(source: Path, split: str | None, reading: Reading) -> LensSet:
+    """A folder of class folders (those of a split, if they have its prefix), or of images if there are none."""
+    if split is None and (objects := listing.joined(source, source, reading.bands)):
+        return _as_set(source, gather_items(source, objects, reading), objects)
+    items, label, names = _list_classes(source, _class_folders(source, split), reading)
+    beside = listing.items(source, source, reading.bands)
+    if items and beside:
+        logger.warning("%s: the %d images beside the class folders are not read", source, len(beside))
+    if tables := sorted(file.name for file in source.iterdir() if file.name.lower().endswith((".csv", ".ecsv"))):
+        logger.info("%s: to read the table %s with its images, name the file itself", source, tables[0])
+    if not items and not beside:
+        raise DataError(
+            f"no images in {source}: expected files ({', '.join(ENDINGS)}), class folders of them, or a deeplense data "
+            f"set{f'; or read its table, {source / tables[0]}' if tables else ''}"
+        )
+    return _as_set(source, gather_items(source, items or beside, reading), items or beside, label, names)
+
+
+def _as_set(
+    source: Path, found: Gathered, items: Sequence[Item], label: Sequence[int] = (), names: tuple[str, ...] = ()
+) -> LensSet:
+    form = format_of(items[0].files[0].name)
+    assert form is not None
     return LensSet(
         images=found.images,
-        name=[titles[i] for i in found.kept],
+        name=[as_text(items[i].name) for i in found.kept],
         label=np.array(label, np.int64)[found.kept] if label else None,
         classes=names,
         params=found.params(),
-        provenance={"source": as_text(source), "format": "npy folder", **found.report()},
+        pixel_scale=pixel_scale(items),
+        provenance={
+            "source": as_text(source),
+            "format": f"{form.name} folder" if source.is_dir() else form.name,
+            **found.report(),
+        },
     )
 
 
-def _list_classes(folders: Mapping[str, Path]) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """All files of the class folders, their class numbers, and the class names."""
-    contents = {name: _list_npy(folder) for name, folder in folders.items()}
+def _list_classes(
+    source: Path, folders: Mapping[str, Path], reading: Reading
+) -> tuple[list[Item], list[int], tuple[str, ...]]:
+    """All images of the class folders, their class numbers, and the class names."""
+    contents = {name: listing.items(folder, source, reading.bands) for name, folder in folders.items()}
     if any(contents.values()):
-        for name in (name for name, files in contents.items() if not files):
-            logger.warning("%s holds no .npy files: there is no class %r", folders[name], name)
-    names = classes.order(name for name, files in contents.items() if files)
-    files = [file for name in names for file in contents[name]]
+        for name in (name for name, items in contents.items() if not items):
+            logger.warning("%s holds no images: there is no class %r", folders[name], name)
+    names = classes.order(name for name, items in contents.items() if items)
+    formats = {name: form.name for name in names if (form := format_of(contents[name][0].files[0].name))}
+    if len(set(formats.values())) > 1:
+        logger.warning("%s: classes differ in their file format (%s): a network may learn that", source, formats)
+    items = [item for name in names for item in contents[name]]
     label = [number for number, name in enumerate(names) for _ in contents[name]]
-    return files, label, tuple(as_text(name) for name in names)
+    return items, label, tuple(as_text(name) for name in names)
 
 
-def _class_folders(source: Path, prefix: str = "") -> dict[str, Path]:
-    folders = _sub_folders(source).items()
-    return {name.removeprefix(prefix): folder for name, folder in folders if name.startswith(prefix)}
+def _class_folders(source: Path, split: str | None) -> dict[str, Path]:
+    """The class folders by class name; of a split, those with its prefix."""
+    folders = listing.sub_folders(source)
+    if split is None:
+        return folders
+    matches = {name: _SPLIT_PREFIX.fullmatch(name) for name in folders}
+    return {match[2]: folders[name] for name, match in matches.items() if match and _SPLITS[match[1].lower()] == split}
 
 
-def _sub_folders(folder: Path) -> dict[str, Path]:
-    # Names with a dot or underscores in front are other programs' own (.git, .ipynb_checkpoints, __MACOSX).
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith((".", "__")) and entry.is_dir())
-    return {name: folder / name for name in names}
-
-
-def _list_npy(folder: Path) -> list[Path]:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return [folder / name for name in names if name.lower().endswith(".npy") and not name.startswith(".")]
-
-
-def _peek(file: Path) -> tuple[int, ...] | npy.BadImage:
-    try:
-        return npy.peek_shape(file)
-    except npy.BadImage as reason:
-        return reason
+def _refuse_columns(source: Path, reading: Reading) -> None:
+    if reading.file_column or reading.label_column:
+        raise DataError(f"{source} is no table, so data.file_column and data.label_column mean nothing: name the table")
 
 
 def _masked(lens_set: LensSet, value: float | None) -> LensSet:

@@ -1,8 +1,9 @@
 """One Parquet file <-> one LensSet.
 
 Columns: ``name`` (text), ``label`` (int64, null if unknown), ``image`` (float32 list of the fixed length C*H*W, in C
-order, NaN where nothing was measured), then one column for each of the set's parameters. What is common to all rows stands in the schema's metadata
-under the key ``deeplense`` as JSON: shape, classes, pixel_scale, provenance. Equal sets give equal bytes.
+order, NaN where nothing was measured), then one column for each of the set's parameters. What is common to all rows
+stands in the schema's metadata under the key ``deeplense`` as JSON: shape, classes, pixel_scale, provenance. Equal sets
+give equal bytes.
 """
 
 from __future__ import annotations

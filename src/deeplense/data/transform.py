@@ -83,8 +83,8 @@ class Preprocess(nn.Module):
     def to_dict(self) -> dict[str, Any]:
         """Plain values from which :meth:`from_dict` makes an equal Preprocess, exact to the bit."""
         settings = {"input_size": list(self.input_size), "crop": self.crop, "size": self.size, "stretch": self.stretch}
-        settings |= {"clip": None if self.clip is None else list(self.clip), "clip_by": self.clip_by}
-        return settings | {name: buffer.flatten().tolist() for name, buffer in self.named_buffers()}
+        clipping = {"clip": None if self.clip is None else list(self.clip), "clip_by": self.clip_by}
+        return settings | clipping | {name: buffer.flatten().tolist() for name, buffer in self.named_buffers()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:

@@ -1,0 +1,144 @@
+"""One image from one file or from one file for each band, whatever the format; a list of them becomes an array."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from deeplense.data import fits, hdf5, npy, pictures
+from deeplense.data.files import as_text
+from deeplense.data.gather import Gathered, Reading, gather, gather_one
+from deeplense.data.npy import BadImage
+from deeplense.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Bands = Sequence[str] | None
+_MOST_SCALES = 9  # files of a set that are asked for their pixel scale
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files with some endings are read; ``peek`` gives the shape (C, H, W) and ``load`` the image, or BadImage."""
+
+    name: str
+    endings: tuple[str, ...]
+    peek: Callable[[Path, Bands], tuple[int, ...]]
+    load: Callable[[Path, Bands], tuple[np.ndarray, float | None]]
+    pixel_scale: Callable[[Path], float | None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image on offer: its name, and its file or its files, one for each band in the order of the channels."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def _without_mass(read: Callable[[Path, Bands], np.ndarray]) -> Callable[[Path, Bands], tuple[np.ndarray, None]]:
+    return lambda path, bands: (read(path, bands), None)
+
+
+def _peek_npy(path: Path, bands: Bands) -> tuple[int, ...]:
+    if bands is not None:
+        raise BadImage("bands cannot be chosen in .npy files: they do not name them")
+    return npy.peek_shape(path)
+
+
+# In this order where a folder holds as many files of one as of another: pictures beside data are previews.
+FORMATS = (
+    Format("npy", (".npy",), _peek_npy, lambda path, _: npy.read_file(path), lambda _: None),
+    Format("FITS", fits.ENDINGS, fits.peek, _without_mass(fits.read), fits.pixel_scale),
+    Format("HDF5", hdf5.ENDINGS, hdf5.peek, _without_mass(hdf5.read), hdf5.pixel_scale),
+    Format("picture", pictures.ENDINGS, pictures.peek, _without_mass(pictures.read), pictures.pixel_scale),
+)
+ENDINGS = tuple(ending for form in FORMATS for ending in form.endings)
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file name's ending says, in upper or lower case; None for other files."""
+    lower = name.lower()
+    return next((form for form in FORMATS if lower.endswith(form.endings)), None)
+
+
+def stem(name: str) -> str:
+    """A file name without its ending, also where that has two parts."""
+    ending = next((end for end in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)]
+
+
+def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gathered:
+    """The good images of ``items``; raises DataError as ``gather`` does."""
+    _warn_of_more_images(items, reading.bands)
+    names = [as_text(item.name) for item in items]
+    shapes = [_peek(item, reading.bands) for item in items]
+    return gather(source, names, shapes, (partial(_load, item, reading.bands) for item in items), reading)
+
+
+def gather_file(file: Path, reading: Reading) -> Gathered:
+    """The one image of a file.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    item = Item(file.name, (file,))
+    _warn_of_more_images([item], reading.bands)
+    try:
+        return gather_one(*_load(item, reading.bands), reading)
+    except BadImage as reason:
+        raise DataError(f"{file} cannot be used: {reason}") from reason
+
+
+def pixel_scale(items: Sequence[Item]) -> float | None:
+    """Arcsec per pixel where some files say so and agree to 1 %: a few of them are asked."""
+    asked = [items[i].files[0] for i in np.unique(np.linspace(0, len(items) - 1, _MOST_SCALES).astype(int))]
+    scales = [scale for file in asked if (form := format_of(file.name)) and (scale := form.pixel_scale(file))]
+    if not scales:
+        return None
+    if max(scales) > 1.01 * min(scales):
+        logger.warning("pixels measure from %.4g to %.4g arcsec: the set has no pixel scale", min(scales), max(scales))
+        return None
+    return float(np.median(scales))
+
+
+def _peek(item: Item, bands: Bands) -> tuple[int, ...] | BadImage:
+    try:
+        if len(item.files) == 1:
+            return _format(item.files[0]).peek(item.files[0], bands)
+        return npy.joined_shape([_format(file).peek(file, None) for file in item.files])
+    except BadImage as reason:
+        return reason
+
+
+def _load(item: Item, bands: Bands) -> tuple[np.ndarray, float | None]:
+    if len(item.files) == 1:
+        return _format(item.files[0]).load(item.files[0], bands)
+    return npy.join([_format(file).load(file, None)[0] for file in item.files]), None
+
+
+def _format(file: Path) -> Format:
+    if (form := format_of(file.name)) is None:
+        raise BadImage(f"not an image file; allowed: {', '.join(ENDINGS)}")
+    return form
+
+
+def _warn_of_more_images(items: Sequence[Item], bands: Bands) -> None:
+    """One line if the first file holds more images than the one that is read."""
+    first = items[0].files[0]
+    if bands is not None or not first.name.lower().endswith(fits.ENDINGS):
+        return
+    try:
+        names = fits.image_names(first)
+    except BadImage:
+        return
+    if len(names) > 1:
+        logger.warning(
+            "%s holds %d images (%s): only the first is read; bands=[...] names others, which become channels",
+            *(first.name, len(names), ", ".join(names)),
+        )
