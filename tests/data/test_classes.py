@@ -43,6 +43,14 @@ def test_align_renumbers_by_name_and_by_meaning():
     assert aligned.label.tolist() == [2, 0, 0] and aligned.classes == model
 
 
+def test_align_takes_numbers_as_the_models_numbers(caplog):
+    aligned = classes.align(labelled([0, 1, 1], ("0", "1")), ("nonlenses", "lenses"))
+    assert aligned.label.tolist() == [0, 1, 1] and aligned.classes == ("nonlenses", "lenses")
+    assert "taken as 0 = nonlenses, 1 = lenses" in caplog.text
+    with pytest.raises(DataError, match="class '0' is not one of"):
+        classes.align(labelled([0, 2], ("0", "1", "2")), ("nonlenses", "lenses"))
+
+
 def test_align_leaves_unlabelled_sets_alone():
     bare = labelled(None, ())
     assert classes.align(bare, ("no", "sphere")) is bare

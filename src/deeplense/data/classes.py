@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from deeplense.data.schema import LensSet
 from deeplense.errors import DataError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 # Families of classes in the order of their numbers; each entry lists the names that mean the same.
 _FAMILIES: tuple[tuple[frozenset[str], ...], ...] = (
@@ -47,11 +50,17 @@ def order(names: Iterable[str]) -> tuple[str, ...]:
 def align(lens_set: LensSet, classes: Sequence[str]) -> LensSet:
     """The same images with labels numbered as in ``classes`` (a model's, say); `cdm` counts as `sphere`, and so on.
 
+    A set whose classes are mere numbers (0, 1 ... of a table or an archive) keeps them: they number ``classes``.
+
     Raises:
         DataError: a class of the set has no counterpart in ``classes``.
     """
     if lens_set.label is None or lens_set.classes == tuple(classes):
         return lens_set
+    if lens_set.classes == tuple(map(str, range(len(lens_set.classes)))) and len(lens_set.classes) <= len(classes):
+        meant = ", ".join(f"{number} = {name}" for number, name in enumerate(classes))
+        logger.warning("the labels are numbers without names; taken as %s", meant)
+        return replace(lens_set, classes=tuple(classes))
     numbers = np.array([_place(name, classes) for name in lens_set.classes], np.int64)
     return replace(lens_set, label=numbers[lens_set.label], classes=tuple(classes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from deeplense.data import store
 from deeplense.data.read import find_splits, read
@@ -22,6 +23,7 @@ def convert(
     max_bad_fraction: float = 0.01,
     max_memory_gb: float = 8.0,
     progress: bool = False,
+    **reading: Any,
 ) -> dict[str, dict[str, int]]:
     """Read SRC in any layout that `read` knows and write it to DST; splits become sub-folders of the same names.
 
@@ -32,6 +34,7 @@ def convert(
         max_bad_fraction: share of images that may be left out before it is an error.
         max_memory_gb: a larger set is memory-mapped.
         progress: show a bar.
+        reading: further settings of ``read``: mask_value, bands, file_column ...
 
     Returns:
         split ("" if there are none) -> class -> number of images; without labels the class is "".
@@ -48,9 +51,8 @@ def convert(
     _check_target(target, [target / split for split in splits] or [target])
     counts = {}
     for split in splits or [""]:
-        lens_set = read(
-            src, split=split or None, max_bad_fraction=max_bad_fraction, max_memory_gb=max_memory_gb, progress=progress
-        )
+        bounds = {"max_bad_fraction": max_bad_fraction, "max_memory_gb": max_memory_gb}
+        lens_set = read(src, split=split or None, progress=progress, **bounds, **reading)
         _WRITE[to](lens_set, target / split)
         counts[split] = lens_set.class_counts() or {"": len(lens_set)}
     return counts

@@ -35,10 +35,14 @@ class Format:
 
 @dataclass(frozen=True)
 class Item:
-    """An image on offer: its name, and its file or its files, one for each band in the order of the channels."""
+    """An image on offer: its name, and its file or its files, one for each band in the order of the channels.
+
+    ``bands`` are those to take out of a single file, as its format names them; None for its first or only image.
+    """
 
     name: str
     files: tuple[Path, ...]
+    bands: Bands = None
 
 
 def _without_mass(read: Callable[[Path, Bands], np.ndarray]) -> Callable[[Path, Bands], tuple[np.ndarray, None]]:
@@ -75,10 +79,10 @@ def stem(name: str) -> str:
 
 def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gathered:
     """The good images of ``items``; raises DataError as ``gather`` does."""
-    _warn_of_more_images(items, reading.bands)
+    _warn_of_more_images(items[0])
     names = [as_text(item.name) for item in items]
-    shapes = [_peek(item, reading.bands) for item in items]
-    return gather(source, names, shapes, (partial(_load, item, reading.bands) for item in items), reading)
+    shapes = [_peek(item) for item in items]
+    return gather(source, names, shapes, (partial(_load, item) for item in items), reading)
 
 
 def gather_file(file: Path, reading: Reading) -> Gathered:
@@ -87,10 +91,10 @@ def gather_file(file: Path, reading: Reading) -> Gathered:
     Raises:
         DataError: it cannot be used.
     """
-    item = Item(file.name, (file,))
-    _warn_of_more_images([item], reading.bands)
+    item = Item(file.name, (file,), reading.bands)
+    _warn_of_more_images(item)
     try:
-        return gather_one(*_load(item, reading.bands), reading)
+        return gather_one(*_load(item), reading)
     except BadImage as reason:
         raise DataError(f"{file} cannot be used: {reason}") from reason
 
@@ -107,31 +111,31 @@ def pixel_scale(items: Sequence[Item]) -> float | None:
     return float(np.median(scales))
 
 
-def _peek(item: Item, bands: Bands) -> tuple[int, ...] | BadImage:
+def _peek(item: Item) -> tuple[int, ...] | BadImage:
     try:
         if len(item.files) == 1:
-            return _format(item.files[0]).peek(item.files[0], bands)
+            return _format(item.files[0]).peek(item.files[0], item.bands)
         return npy.joined_shape([_format(file).peek(file, None) for file in item.files])
     except BadImage as reason:
         return reason
 
 
-def _load(item: Item, bands: Bands) -> tuple[np.ndarray, float | None]:
+def _load(item: Item) -> tuple[np.ndarray, float | None]:
     if len(item.files) == 1:
-        return _format(item.files[0]).load(item.files[0], bands)
+        return _format(item.files[0]).load(item.files[0], item.bands)
     return npy.join([_format(file).load(file, None)[0] for file in item.files]), None
 
 
 def _format(file: Path) -> Format:
     if (form := format_of(file.name)) is None:
-        raise BadImage(f"not an image file; allowed: {', '.join(ENDINGS)}")
+        raise BadImage(f"not an image file; allowed: {', '.join(ENDINGS)}" if file.exists() else "no such file")
     return form
 
 
-def _warn_of_more_images(items: Sequence[Item], bands: Bands) -> None:
-    """One line if the first file holds more images than the one that is read."""
-    first = items[0].files[0]
-    if bands is not None or not first.name.lower().endswith(fits.ENDINGS):
+def _warn_of_more_images(item: Item) -> None:
+    """One line if its first file holds more images than the one that is read."""
+    first = item.files[0]
+    if item.bands is not None or not first.name.lower().endswith(fits.ENDINGS):
         return
     try:
         names = fits.image_names(first)

@@ -76,7 +76,7 @@ class _Offers:
         self.bad[place] = reason
 
     def check(self) -> None:
-        """Raises DataError if more are bad than the reading allow."""
+        """Raises DataError if more are bad than allowed."""
         if len(self.bad) > self.reading.max_bad_fraction * len(self.names):
             raise DataError(
                 f"at least {len(self.bad)} of {len(self.names)} images in {self.source} cannot be used, more than "

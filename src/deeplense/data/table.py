@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pyarrow.parquet as pq
 
 from deeplense.data import classes, fits, listing, shards
 from deeplense.data.files import as_text
-from deeplense.data.formats import ENDINGS, Item, format_of, gather_items, pixel_scale
+from deeplense.data.formats import ENDINGS, Bands, Item, format_of, gather_items, pixel_scale, stem
 from deeplense.data.gather import Gathered, Reading
 from deeplense.data.schema import LensSet
 from deeplense.errors import DataError, did_you_mean
@@ -22,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 TABLES = (".csv", ".parquet", ".ecsv")  # and FITS files that hold a table
 # Columns that are looked for, in this order, in upper or lower case.
-FILE_COLUMNS = ("path", "file_path", "filepath", "file", "file_name", "filename", "image", "name")
+FILE_COLUMNS = ("path", "file_path", "filepath", "file", "file_name", "filename", "image", "name", "object_id", "id")
 LABEL_COLUMNS = ("label", "class", "is_lens", "target")
 _MOST_CLASSES = 100  # more different values are no classes
 
@@ -36,7 +39,8 @@ def is_table(path: Path) -> bool:
 def read_table(path: Path, reading: Reading) -> LensSet:
     """The images that a table names, relative to its folder, with their labels; other columns become ``params``.
 
-    A file name may lack its ending, or be the folder of an object with a FITS file for each band.
+    A file name may lack its ending, be the folder of an object with a FITS file for each band, or be the number in
+    which the name of an image beside the table ends (``100002`` for ``imageSDSS_R-100002.fits``).
 
     Raises:
         DataError: not a table, no column of file names, labels that are none, or too many images that cannot be used.
@@ -51,7 +55,7 @@ def read_table(path: Path, reading: Reading) -> LensSet:
     wished = reading.label_column
     label = None if wished == "" else _column(path, table, "label_column", wished, LABEL_COLUMNS)
     names = [str(name) for name in table[file].to_pylist()]
-    items = [_item(path.parent, name, reading) for name in names]
+    items = _items(path.parent, names, reading.bands)
     if not items:
         raise DataError(f"{path} has no rows")
     found = gather_items(path, items, reading)
@@ -124,14 +128,36 @@ def _column(path: Path, table: pa.Table, setting: str, given: str | None, known:
     return next((by_lower[name] for name in known if name in by_lower), None)
 
 
-def _item(folder: Path, name: str, reading: Reading) -> Item:
-    path = folder / name
-    if format_of(name) is None:
-        if path.is_dir() and len(found := listing.items(path, path, reading.bands)) == 1:
-            return Item(name, found[0].files)
-        with_ending = (path.with_name(path.name + end) for end in ENDINGS)
-        path = next((file for file in with_ending if file.is_file()), path)
-    return Item(name, (path,))
+def _items(folder: Path, names: Sequence[str], bands: Bands) -> list[Item]:
+    """The image of each row."""
+    known: dict[str, Item] | None = None
+    found = []
+    for name in names:
+        item = _item(folder / name, name, bands)
+        if item is None:
+            known = _by_number(folder, bands) if known is None else known
+            item = known.get(name, Item(name, (folder / name,)))
+        found.append(replace(item, name=name))
+    return found
+
+
+def _item(path: Path, name: str, bands: Bands) -> Item | None:
+    """The file itself, or with an ending, or the files of an object's folder; None if there are none of these."""
+    if format_of(name) is not None:
+        return Item(name, (path,), bands)
+    if path.is_dir():
+        found = listing.items(path, path, bands)
+        return found[0] if len(found) == 1 else None
+    with_ending = (path.with_name(path.name + end) for end in ENDINGS)
+    return next((Item(name, (file,), bands) for file in with_ending if file.is_file()), None)
+
+
+def _by_number(folder: Path, bands: Bands) -> dict[str, Item]:
+    """The images beside a table by the number that their names end in, where no two share it."""
+    items = listing.items(folder, folder, bands)
+    numbers = [found[0] if (found := re.search(r"\d+$", stem(item.name))) else "" for item in items]
+    counts = Counter(numbers)
+    return {number: item for number, item in zip(numbers, items, strict=True) if number and counts[number] == 1}
 
 
 def _labels(path: Path, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -19,6 +19,8 @@ from deeplense.simulate import stream
 
 logger = logging.getLogger(__name__)
 CHUNK = 1024  # images copied at a time
+# Columns of params whose equal values keep images on one side when a validation part is split off; the first counts.
+_GROUPS = ("source_galaxy", "sky_group", "group")
 
 
 def load_data(config: Config, progress: bool = True) -> LensDataModule:
@@ -52,7 +54,7 @@ def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
 
 
 def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
-    """A stratified part of the training images for validation; images of one source galaxy stay on one side."""
+    """A stratified part of the training images for validation; images of one group stay on one side."""
     fraction, label = config.data.val_fraction, _labels(whole)
     groups = _groups(whole)
     if groups is None:
@@ -64,11 +66,14 @@ def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
 
 
 def _groups(whole: LensSet) -> list[str] | None:
-    """The source galaxy of each image, or its own name where it has none; None where galaxies are not named."""
-    if whole.params is None or "source_galaxy" not in whole.params.column_names:
+    """The source galaxy or patch of sky of each image, or its own name where it has none; None without such groups."""
+    columns = whole.params.column_names if whole.params is not None else []
+    column = next((name for name in _GROUPS if name in columns), None)
+    if whole.params is None or column is None:
         return None
-    galaxies = whole.params["source_galaxy"].to_pylist()
-    return [galaxy or name for galaxy, name in zip(galaxies, whole.name, strict=True)]
+    groups = whole.params[column].to_pylist()
+    logger.info("images of the same %s stay on one side of the split", column)
+    return [name if group in (None, "") else str(group) for group, name in zip(groups, whole.name, strict=True)]
 
 
 def _read(path: str, part: str, data: DataConfig, progress: bool) -> LensSet:
@@ -82,7 +87,7 @@ def _read(path: str, part: str, data: DataConfig, progress: bool) -> LensSet:
 def _labels(lens_set: LensSet) -> np.ndarray:
     if lens_set.label is None:
         raise DataError(
-            f"{lens_set.provenance.get('source')} has no labels: training needs one sub-folder for each class"
+            f"{lens_set.provenance.get('source')} has no labels: it takes a sub-folder for each class, or a table"
         )
     return lens_set.label
 
