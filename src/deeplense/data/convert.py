@@ -51,8 +51,8 @@ def convert(
     _check_target(target, [target / split for split in splits] or [target])
     counts = {}
     for split in splits or [""]:
-        bounds = {"max_bad_fraction": max_bad_fraction, "max_memory_gb": max_memory_gb}
-        lens_set = read(src, split=split or None, progress=progress, **bounds, **reading)
+        reading |= {"max_bad_fraction": max_bad_fraction, "max_memory_gb": max_memory_gb, "progress": progress}
+        lens_set = read(src, split=split or None, **reading)
         _WRITE[to](lens_set, target / split)
         counts[split] = lens_set.class_counts() or {"": len(lens_set)}
     return counts
