@@ -1,8 +1,8 @@
 """What a threshold gives: recall, false positives, purity; for many resamples at once.
 
 `lenses` and `others`, shape (B, M), are the weights at or above each distinct score, highest first, as
-`bootstrap.cumulative` returns them. Where lenses and non-lenses share a score, a threshold takes all of them or none, and
-in a list the non-lenses stand first: a tie never counts in the finder's favour.
+`bootstrap.cumulative` returns them. Where lenses and non-lenses share a score, a threshold takes all of them or none,
+and in a list the non-lenses stand first: a tie never counts in the finder's favour.
 
 References:
     Metcalf et al., The strong gravitational lens finding challenge, arXiv:1802.03609: TPR0 and TPR10.
@@ -18,7 +18,7 @@ import numpy as np
 from deeplense.errors import DataError
 from deeplense.evaluate.arrays import as_float, check_labels
 
-LARGEST = float(np.finfo(np.float64).max)
+LARGEST = float(np.finfo(np.float64).max) / 4  # so that the difference of two of them is a number
 
 
 def check_scores(score: Any, label: Any) -> tuple[np.ndarray, np.ndarray]:
