@@ -65,7 +65,8 @@ def styled(draw: Callable[P, F]) -> Callable[P, F]:
     return wrapper
 
 
-def _line(k: int) -> dict[str, Any]:
+def line_style(k: int) -> dict[str, Any]:
+    """Colour and dashes of the k-th line of a figure: they differ in both."""
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
 
 
@@ -84,7 +85,7 @@ def roc_curves(probs: Any, label: Any, classes: Sequence[str]) -> Figure:
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
     curves = _class_curves(probs, label)
     for k, (false, true) in curves.items():
-        axes.plot(false, true, **_line(k), label=f"{classes[k]}, AUC {metrics.auc(false, true):.3f}")
+        axes.plot(false, true, **line_style(k), label=f"{classes[k]}, AUC {metrics.auc(false, true):.3f}")
     if len(curves) > 1:
         false, true = macro_average(list(curves.values()))
         axes.plot(false, true, color=INK, lw=2.2, label=f"macro average, AUC {metrics.auc(false, true):.3f}")
@@ -134,8 +135,8 @@ def reliability_diagram(before: ReliabilityCurve, after: ReliabilityCurve | None
 def _draw_reliability(upper: Axes, lower: Axes, curve: ReliabilityCurve, name: str, k: int) -> None:
     errors = np.abs(np.stack([curve.low, curve.high]) - curve.accuracy)
     marker: dict[str, Any] = {"marker": "os"[k % 2], "markersize": 4.5, "elinewidth": 0.9, "linewidth": 0.7}
-    upper.errorbar(curve.confidence, curve.accuracy, errors, **_line(k), **marker, label=name)
-    lower.plot(curve.confidence, curve.count / curve.count.sum(), **_line(k), marker="os"[k % 2], ms=3, lw=0.7)
+    upper.errorbar(curve.confidence, curve.accuracy, errors, **line_style(k), **marker, label=name)
+    lower.plot(curve.confidence, curve.count / curve.count.sum(), **line_style(k), marker="os"[k % 2], ms=3, lw=0.7)
     lower.set_ylim(bottom=0)
 
 
@@ -187,7 +188,9 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], quantity: str = "loss") -
     figure = Figure(figsize=(SIZE[0], 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="Epoch", ylabel=quantity.capitalize())
     for k, (name, (epochs, values)) in enumerate(lines.items()):
-        axes.plot(epochs, values, **_line(k), marker="o" if len(epochs) < 3 else None, label=name.replace("_", " "))
+        axes.plot(
+            epochs, values, **line_style(k), marker="o" if len(epochs) < 3 else None, label=name.replace("_", " ")
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True)
     axes.legend()

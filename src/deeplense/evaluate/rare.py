@@ -189,6 +189,8 @@ def _top(probability: np.ndarray, label: np.ndarray, stated: float, prevalence: 
 def reliability(probability: Any, label: Any, prevalence: float | None = None, step: float = 0.5) -> ReliabilityCurve:
     """Stated probability against the observed share of lenses, in bins of equal width in log10 odds.
 
+    At the lower end bins are joined until they hold a lens, at the upper one until they hold something else.
+
     Args:
         probability: of being a lens, shape (N,).
         label: 1 for a lens, 0 for anything else, shape (N,).
@@ -199,8 +201,11 @@ def reliability(probability: Any, label: Any, prevalence: float | None = None, s
 
     probability, label = check_probability(probability, label)
     weights, share = class_weights(label, prevalence), float(label.mean())
-    odds = np.clip(_log_odds(probability) / np.log(10), -6, 6)
-    _, which = np.unique(np.floor(odds / step).astype(np.int64), return_inverse=True)
+    number = np.floor(_log_odds(probability) / np.log(10) / step).astype(np.int64)
+    if 0 < share < 1:
+        lowest, highest = number[label == 1].min(), number[label == 0].max()
+        number = number.clip(min(lowest, highest), max(lowest, highest))
+    _, which = np.unique(number, return_inverse=True)
     count, lenses = np.bincount(which), np.bincount(which, label).astype(np.int64)
     bounds = [binomtest(k, n).proportion_ci(method="wilson") for k, n in zip(lenses, count, strict=True)]
     shares = np.array([lenses / count, [bound.low for bound in bounds], [bound.high for bound in bounds]])
