@@ -216,37 +216,3 @@ def _number(cell: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if np.isfinite(value) else None
-
-
-@styled
-def gallery(images: Any, titles: Sequence[str], columns: int = 4) -> Figure:
-    """Images in a grid, row 0 at the bottom of each.
-
-    Args:
-        images: shape (N, C, H, W) or (N, H, W).
-        titles: a line or two for each.
-    """
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.75 * columns, 2.1 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, image, title in zip(grid, images, titles, strict=False):
-        axes.imshow(to_rgb(image), origin="lower", interpolation="nearest")
-        axes.set_title(title, fontsize=8)
-    for axes in grid:
-        axes.axis("off")
-    return figure
-
-
-def to_rgb(image: Any, percentiles: tuple[float, float] = (0.5, 99.7)) -> np.ndarray:
-    """An image for the eye, uint8, shape (H, W, 3): three bands as red, green, blue, or the first in false colour.
-
-    Args:
-        image: shape (C, H, W) or (H, W); values outside the percentiles are clipped.
-    """
-    values = np.asarray(image, dtype=np.float64)
-    bands = values[None] if values.ndim == 2 else values[:3] if len(values) >= 3 else values[:1]
-    finite = bands[np.isfinite(bands)]
-    low, high = np.percentile(finite, percentiles) if finite.size else (0.0, 1.0)
-    unit = np.nan_to_num(np.clip((bands - low) / ((high - low) or 1.0), 0, 1))
-    rgb = matplotlib.colormaps["inferno"](unit[0])[..., :3] if len(unit) == 1 else np.moveaxis(unit, 0, -1)
-    return np.round(255 * rgb).astype(np.uint8)

@@ -52,7 +52,7 @@ def roc_log(score: np.ndarray, label: np.ndarray, metrics: Mapping[str, Any]) ->
             _mark_rate(axes, float(name), figure_of)
     axes.set(xlim=(least, 1), ylim=(0, 1.02))
     axes.grid(True)
-    axes.legend(loc="upper left" if metrics["auc"]["value"] < 0.9 else "lower right")
+    _legend_above(axes)
     return figure
 
 
@@ -203,7 +203,8 @@ def _decades(curves: Sequence[ReliabilityCurve]) -> np.ndarray:
 def _ticks(ends: np.ndarray) -> list[float]:
     powers = [10.0**-k for k in range(1, 8)]
     low, high = ([p for p in powers if p >= 0.99 * end] for end in (ends[0], 1 - ends[1]))
-    return [*low[::-1], 0.5, *(1 - p for p in high)]
+    step = 1 if len(low) + len(high) < 8 else 2  # of labels there is room for about eight
+    return [*low[::step][::-1], 0.5, *(1 - p for p in high[::step])]
 
 
 def _probability(value: float) -> str:
