@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from deeplense.data.files import replacing
+from deeplense.data.schema import LensSet
 from deeplense.data.transform import SYMMETRIES, Preprocess, d4
+from deeplense.errors import DataError, RunError
 from deeplense.evaluate.grad_cam import choose, evaluating, find_layer, grad_cam, members_of, resized
+from deeplense.evaluate.pictures import HEAT, display_of, overlay, to_rgb
+from deeplense.evaluate.plots import styled
 from deeplense.tasks import LensTask
+
+MOST = 8  # images in one picture
+ENDINGS = (".png", ".pdf", ".svg")
 
 
 def heat_maps(
@@ -73,3 +85,76 @@ def unframe(maps: Tensor, preprocess: Preprocess, size: tuple[int, int]) -> Tens
         top, left = (height - crop) // 2, (width - crop) // 2
         maps = F.pad(resized(maps, (crop, crop)), (left, width - left - crop, top, height - top - crop))
     return resized(maps, size)
+
+
+@styled
+def explain_picture(task: LensTask, lens_set: LensSet, rows: np.ndarray, layer: str | None = None) -> Figure:
+    """Images, each beside the heat map of what speaks for a lens, or for its most likely class.
+
+    Args:
+        rows: which images of the set, int64, shape (M,).
+    """
+    some = lens_set.select(np.asarray(rows, np.int64))
+    heats = heat_maps(task, some.images, layer=layer)
+    texts, display = _verdicts(task, some.images), display_of(some.name, some.provenance)
+    pairs = min(len(some), 2)  # side by side
+    lines = -(-len(some) // pairs)
+    figure = Figure(figsize=(0.7 + 4.4 * pairs, 0.3 + 2.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, 2 * pairs, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for k, (image, heat) in enumerate(zip(some.images, heats, strict=True)):
+        left, right = grid.reshape(-1, 2)[k]
+        rgb = to_rgb(image, display=display)
+        left.imshow(rgb, origin="lower", interpolation="nearest")
+        right.imshow(overlay(rgb, heat), origin="lower", interpolation="nearest")
+        truth = "" if some.label is None else f"\n{some.classes[some.label[k]]}"
+        left.set_title(f"{_shortened(some.name[k])}{truth}", fontsize=9)
+        right.set_title(texts[k], fontsize=9)
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, fraction=0.04, pad=0.02)
+    bar.set_label("evidence, relative to its maximum")
+    return figure
+
+
+def _verdicts(task: LensTask, images: np.ndarray) -> list[str]:
+    """What the task says of each image: its probability of a lens, or the most likely class with its probability."""
+    outputs = torch.cat(list(task.outputs(images, 32)))
+    columns = {name[2:]: values for name, values in task.columns(outputs).items() if name.startswith("p_")}
+    names, probs = list(columns), torch.stack(list(columns.values()), dim=1)
+    value, best = probs.max(dim=1)
+    return [f"p({names[k]}) = {p:.3g}" for k, p in zip(best.tolist(), value.tolist(), strict=True)]
+
+
+def _shortened(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def check_picture(path: Path | str) -> Path:
+    """A file that a picture may be written to.
+
+    Raises:
+        RunError: another ending than .png, .pdf or .svg, or the file exists.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in ENDINGS:
+        raise RunError(f"{path}: pictures are written as .png, .pdf or .svg")
+    if path.exists():
+        raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    return path
+
+
+def write_explanation(task: LensTask, lens_set: LensSet, path: Path | str, layer: str | None = None) -> Path:
+    """Save the picture of `explain_picture` for the first images of a set, at most 8.
+
+    Raises:
+        RunError: as `check_picture`, or the folder cannot be written.
+        DataError: there are no images, or they do not suit the network.
+        ModelError: there is no such layer.
+    """
+    path = check_picture(path)
+    if not len(lens_set):
+        raise DataError("there are no images to explain")
+    figure = explain_picture(task, lens_set, np.arange(min(len(lens_set), MOST)), layer)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+    return path

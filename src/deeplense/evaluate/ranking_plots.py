@@ -203,8 +203,9 @@ def _decades(curves: Sequence[ReliabilityCurve]) -> np.ndarray:
 def _ticks(ends: np.ndarray) -> list[float]:
     powers = [10.0**-k for k in range(1, 8)]
     low, high = ([p for p in powers if p >= 0.99 * end] for end in (ends[0], 1 - ends[1]))
-    step = 1 if len(low) + len(high) < 8 else 2  # of labels there is room for about eight
-    return [*low[::step][::-1], 0.5, *(1 - p for p in high[::step])]
+    # There is room for about eight labels, and those near one are long.
+    low, high = low[:: 1 + len(low) // 6], high[:: 1 + (len(low) + len(high)) // 8]
+    return [*low[::-1], 0.5, *(1 - p for p in high)]
 
 
 def _probability(value: float) -> str:
