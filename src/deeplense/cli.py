@@ -156,21 +156,6 @@ def predict(
 
 
 @app.command()
-def explain(
-    run: Run,
-    image: Annotated[Path, typer.Argument(help="An image, or a set of images of which the first 8 are shown")],
-    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg")],
-    layer: Annotated[str | None, typer.Option(help="Module whose maps are used; chosen if not given")] = None,
-) -> None:
-    """Draw over an image what speaks for a lens, or for the class that the run sees in it."""
-    from deeplense import weights
-    from deeplense.evaluate.explain import check_picture, write_explanation
-
-    check_picture(out)
-    print(write_explanation(weights.load_task(run), _images([f"data={image}"]), out, layer))
-
-
-@app.command()
 def export(
     run: Run,
     format: Annotated[str, typer.Option(help="json, json.gz, onnx or safetensors")] = "json",
@@ -190,6 +175,21 @@ def export(
         raise RunError(f"{path} exists and is never overwritten: choose another --out")
     weights.export(weights.load_task(run), path)
     print(path)
+
+
+@app.command()
+def explain(
+    run: Run,
+    image: Annotated[Path, typer.Argument(help="An image, or a set of images of which the first 8 are shown")],
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg")],
+    layer: Annotated[str | None, typer.Option(help="Module whose maps are used; chosen if not given")] = None,
+) -> None:
+    """Draw over an image what speaks for a lens, or for the class that the run sees in it."""
+    from deeplense import weights
+    from deeplense.evaluate.explain import check_picture, write_explanation
+
+    check_picture(out)
+    print(write_explanation(weights.load_task(run), _images([f"data={image}"]), out, layer))
 
 
 @app.command()
