@@ -7,9 +7,9 @@ from torch import nn
 
 from deeplense.config import ModelConfig
 from deeplense.data.transform import Preprocess, d4
-from deeplense.errors import DataError, ModelError
+from deeplense.errors import ConfigError, DataError, ModelError
 from deeplense.evaluate.explain import heat_maps, unframe
-from deeplense.evaluate.grad_cam import find_layer, grad_cam
+from deeplense.evaluate.grad_cam import METHODS, find_layer, grad_cam
 from deeplense.models import backbone
 from deeplense.tasks import get
 from toy import CLASSES, lens_set, tiny
@@ -40,15 +40,16 @@ def peak(map_):
     return np.unravel_index(np.argmax(np.asarray(map_)), map_.shape)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("row", "column"), [(4, 5), (40, 8), (24, 24), (6, 41)])
-def test_the_map_peaks_where_the_evidence_is(row, column):
+def test_the_map_peaks_where_the_evidence_is(row, column, method):
     images = torch.from_numpy(np.stack([blob(48, row, column), blob(48, 47 - row, column)]))
-    maps = grad_cam(BlobDetector(), images)
+    maps = grad_cam(BlobDetector(), images, method=method)
     assert maps.shape == (2, 48, 48)
     np.testing.assert_allclose(peak(maps[0]), (row, column), atol=1.5)
     np.testing.assert_allclose(peak(maps[1]), (47 - row, column), atol=1.5)
     # What speaks against it is the dark rest.
-    against = grad_cam(BlobDetector(), images, target=0)
+    against = grad_cam(BlobDetector(), images, target=0, method=method)
     assert against[0, row, column] < 0.05 * against[0].max()
 
 
@@ -58,12 +59,41 @@ def test_the_formula_by_hand():
     head = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Tanh())
     tail = nn.Sequential(nn.Flatten(), nn.Linear(5 * 12 * 12, 4))
     images = torch.randn(3, 3, 12, 12)
-    found = grad_cam(nn.Sequential(*head, *tail), images, target=2)
     activation = head(images).detach().requires_grad_()
     tail(activation)[:, 2].sum().backward()
     alpha = activation.grad.sum(dim=(2, 3)) / 144
-    expected = torch.einsum("bk,bkij->bij", alpha, activation).clamp(min=0)
-    torch.testing.assert_close(found, expected.detach())
+    expected = {
+        "grad-cam": torch.einsum("bk,bkij->bij", alpha, activation).clamp(min=0),
+        "hires-cam": torch.einsum("bkij,bkij->bij", activation.grad, activation).clamp(min=0),
+    }
+    for method in METHODS:
+        found = grad_cam(nn.Sequential(*head, *tail), images, target=2, method=method)
+        torch.testing.assert_close(found, expected[method].detach())
+
+
+def test_only_hires_cam_is_what_the_answer_loses_when_a_cell_is_covered():
+    """A dense layer that likes light in one quarter and dislikes it elsewhere, with two blobs in the image."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(24 * 24, 1))
+    liked = torch.full((24, 24), -1.0)
+    liked[12:, :12] = 1.0
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[2].weight.copy_(liked.flatten()[None])
+    image = torch.from_numpy(blob(24, 18, 5) + blob(24, 5, 18))[None]
+    rows, columns = np.mgrid[:24, :24]
+    covered = image.repeat(576, 1, 1, 1)
+    covered[torch.arange(576), 0, rows.ravel(), columns.ravel()] = 0
+    loss = (network(image) - network(covered)).reshape(24, 24).detach()
+    torch.testing.assert_close(grad_cam(network, image, method="hires-cam")[0], loss.clamp(min=0), atol=1e-4, rtol=0)
+    # On average light is disliked, so that this one sees nothing.
+    assert not grad_cam(network, image, method="grad-cam").any()
+
+
+def test_both_agree_where_a_mean_and_a_linear_layer_give_the_answer():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    images = torch.randn(3, 1, 20, 20)
+    torch.testing.assert_close(*(grad_cam(network, images, method=method) for method in METHODS))
 
 
 def test_each_image_is_explained_by_itself():
@@ -123,6 +153,8 @@ def test_the_layer_can_be_named_and_mistakes_are_explained():
     for layer, message in (("stam", "did you mean 'stem'"), ("head", "is no map")):
         with pytest.raises(ModelError, match=message):
             grad_cam(network, images, layer=layer)
+    with pytest.raises(ConfigError, match="did you mean 'grad-cam'"):
+        grad_cam(network, images, method="gradcam")
     with pytest.raises(ModelError, match="no class 3"):
         grad_cam(network, images, target=3)
     with pytest.raises(ModelError, match="nothing shows where"):

@@ -73,7 +73,7 @@ def test_a_finder_is_judged_at_the_share_of_the_images(finder, tmp_path):
         assert figures["prevalence"] == prevalence
     assert found["auc"]["value"] == pytest.approx(metrics.roc_auc_score(images.label, log_odds(finder, images, 0.5)))
     html = (tmp_path / "report.html").read_text()
-    assert "Grad-CAM" in html and "Top candidates" in html
+    assert "what speaks for a lens" in html and "Top candidates" in html
     assert json.loads((tmp_path / "metrics.json").read_text()) == found
 
 
@@ -139,8 +139,14 @@ def test_explain_from_the_command_line(classifier, tmp_path, monkeypatch, capsys
     assert (code, captured.out.strip()) == (0, str(out))
     assert matplotlib.image.imread(out).shape[2] in (3, 4)
     before = out.read_bytes()
-    for words, message in ((("--out", out), "never overwritten"), (("--out", tmp_path / "a.jpg"), ".png, .pdf or .svg"),
-                           (("--out", tmp_path / "b.png", "--layer", "steem"), "did you mean 'stem'")):  # fmt: skip
+    other = tmp_path / "b.png"
+    mistakes = [
+        (("--out", out), "never overwritten"),
+        (("--out", tmp_path / "a.jpg"), ".png, .pdf or .svg"),
+        (("--out", other, "--layer", "steem"), "did you mean 'stem'"),
+        (("--out", other, "--method", "gradcam"), "did you mean 'grad-cam'"),
+    ]
+    for words, message in mistakes:
         code, captured = run(*words)
         assert code == 2
         assert message in captured.err

@@ -25,7 +25,12 @@ ENDINGS = (".png", ".pdf", ".svg")
 
 
 def heat_maps(
-    task: LensTask, images: np.ndarray, target: int | None = None, layer: str | None = None, batch_size: int = 32
+    task: LensTask,
+    images: np.ndarray,
+    target: int | None = None,
+    layer: str | None = None,
+    method: str = "hires-cam",
+    batch_size: int = 32,
 ) -> np.ndarray:
     """Which parts of raw images speak for a class, float32 in [0, 1], shape (N, H, W); 0 where a crop cut them off.
 
@@ -38,6 +43,7 @@ def heat_maps(
             one of each image otherwise.
         layer: name of the module whose output is looked at, as in `network.named_modules()`; None lets `find_layer`
             choose.
+        method: "hires-cam" or "grad-cam", as in `grad_cam`.
 
     Raises:
         DataError: the images have another number of channels than the network was trained on.
@@ -48,10 +54,8 @@ def heat_maps(
         with torch.no_grad():
             prepared = task.preprocess(torch.from_numpy(np.array(images[:1])).to(task.device))
         layer = find_layer(members_of(task.network)[0], prepared)
-    maps = [
-        _normalised(_task_maps(task, torch.from_numpy(np.array(images[start : start + batch_size])), target, layer))
-        for start in range(0, len(images), batch_size)
-    ]
+    batches = (np.array(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
+    maps = [_normalised(_task_maps(task, torch.from_numpy(batch), target, layer, method)) for batch in batches]
     return np.concatenate(maps) if maps else np.empty((0, *images.shape[2:]), np.float32)
 
 
@@ -60,13 +64,13 @@ def _normalised(maps: Tensor) -> np.ndarray:
     return torch.where(peak > 0, maps / peak.clamp(min=1e-30), 0.0).clamp(0, 1).float().cpu().numpy()
 
 
-def _task_maps(task: LensTask, images: Tensor, target: int | None, layer: str | None) -> Tensor:
+def _task_maps(task: LensTask, images: Tensor, target: int | None, layer: str | None, method: str) -> Tensor:
     """The mean map over the symmetries that the task averages over, laid over the raw images, (B, H, W)."""
     images = images.to(task.device)
     with torch.no_grad(), evaluating(task):
         prepared, chosen = task.preprocess(images), choose(task.averaged(images), target)
     maps = [
-        _turned_back(grad_cam(task.network, d4(prepared, element), chosen, layer), element)
+        _turned_back(grad_cam(task.network, d4(prepared, element), chosen, layer, method), element)
         for element in SYMMETRIES[task.config.model.average]
     ]
     return unframe(torch.stack(maps).mean(dim=0), task.preprocess, (images.shape[-2], images.shape[-1]))
@@ -88,14 +92,17 @@ def unframe(maps: Tensor, preprocess: Preprocess, size: tuple[int, int]) -> Tens
 
 
 @styled
-def explain_picture(task: LensTask, lens_set: LensSet, rows: np.ndarray, layer: str | None = None) -> Figure:
+def explain_picture(
+    task: LensTask, lens_set: LensSet, rows: np.ndarray, layer: str | None = None, method: str = "hires-cam"
+) -> Figure:
     """Images, each beside the heat map of what speaks for a lens, or for its most likely class.
 
     Args:
         rows: which images of the set, int64, shape (M,).
+        layer, method: as in `heat_maps`.
     """
     some = lens_set.select(np.asarray(rows, np.int64))
-    heats = heat_maps(task, some.images, layer=layer)
+    heats = heat_maps(task, some.images, layer=layer, method=method)
     texts, display = _verdicts(task, some.images), display_of(some.name, some.provenance)
     pairs = min(len(some), 2)  # side by side
     lines = -(-len(some) // pairs)
@@ -143,18 +150,21 @@ def check_picture(path: Path | str) -> Path:
     return path
 
 
-def write_explanation(task: LensTask, lens_set: LensSet, path: Path | str, layer: str | None = None) -> Path:
+def write_explanation(
+    task: LensTask, lens_set: LensSet, path: Path | str, layer: str | None = None, method: str = "hires-cam"
+) -> Path:
     """Save the picture of `explain_picture` for the first images of a set, at most 8.
 
     Raises:
         RunError: as `check_picture`, or the folder cannot be written.
         DataError: there are no images, or they do not suit the network.
         ModelError: there is no such layer.
+        ConfigError: there is no such method.
     """
     path = check_picture(path)
     if not len(lens_set):
         raise DataError("there are no images to explain")
-    figure = explain_picture(task, lens_set, np.arange(min(len(lens_set), MOST)), layer)
+    figure = explain_picture(task, lens_set, np.arange(min(len(lens_set), MOST)), layer, method)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
     return path

@@ -36,7 +36,7 @@ class Gallery:
     def section(self, title: str, text: str, chosen: np.ndarray) -> Section:
         """Some images, with name, kind and probability, and where there is one the heat map beside each."""
         if self.images is not None and self.explain is not None:
-            text += " Beside each picture, bright: what speaks for a lens (Grad-CAM, relative to its own maximum)."
+            text += " Beside each picture, bright: what speaks for a lens, relative to its own maximum."
         rows = [(self._name(i), self.kind[i], _probability(self.probability[i])) for i in chosen]
         if self.images is None:
             return Section(title, text, tables=[Table(("Image", "Kind", "Probability"), rows)])

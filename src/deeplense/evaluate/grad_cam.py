@@ -1,8 +1,14 @@
-"""Which cells of a network's maps speak for a class: Grad-CAM for any network of maps.
+"""Which cells of a network's maps speak for a class: Grad-CAM and HiResCAM for any network of maps.
+
+They agree where the mean over the last map and a linear layer give the answer. Elsewhere Grad-CAM, which takes a
+channel's gradient as the same in all places, may point at empty sky: with a network whose dense layers see places, or
+at a map further down, its cells have nothing to do with what the answer loses when they are covered. HiResCAM's have.
 
 References:
     Selvaraju et al., Grad-CAM: visual explanations from deep networks via gradient-based localization,
     arXiv:1610.02391, equations 1 and 2.
+    Draelos & Carin, Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks,
+    arXiv:2011.08891, equation 5.
 """
 
 from __future__ import annotations
@@ -15,27 +21,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplense.errors import ModelError, did_you_mean
+from deeplense.errors import ConfigError, ModelError, did_you_mean
 
+METHODS = ("hires-cam", "grad-cam")
 SMALLEST = 7  # cells along the shorter side of a map that still says where something is
 
 
 def grad_cam(
-    network: nn.Module, images: Tensor, target: int | Tensor | None = None, layer: str | None = None
+    network: nn.Module,
+    images: Tensor,
+    target: int | Tensor | None = None,
+    layer: str | None = None,
+    method: str = "grad-cam",
 ) -> Tensor:
-    """Grad-CAM of prepared images (B, C, H, W): shape (B, H, W), not negative, not normalised.
+    """The class activation map of prepared images (B, C, H, W): shape (B, H, W), not negative, not normalised.
 
-    A channel of the layer's map A counts as much as the output y changes with it, alpha = mean of dy/dA over the map;
-    the result is ReLU(sum of alpha A), brought to the size of the image. Of an ensemble it is the mean over members.
+    A channel of the layer's map A counts as much as the output y changes with it, alpha = dy/dA in each place
+    ("hires-cam") or its mean over the map ("grad-cam"); the result is ReLU(sum of alpha A), brought to the size of the
+    image. Of an ensemble it is the mean over members.
 
     Args:
         target: as in `heat_maps`, or class numbers, shape (B,).
         layer: as in `heat_maps`; of each member of an ensemble.
     """
+    if method not in METHODS:
+        raise ConfigError(f"there is no method {method!r}; {did_you_mean(method, METHODS)}")
     if len(members := members_of(network)) > 1:
         with torch.no_grad(), evaluating(network):
             chosen = choose(network(images), target)
-        return torch.stack([grad_cam(member, images, chosen, layer) for member in members]).mean(dim=0)
+        return torch.stack([grad_cam(member, images, chosen, layer, method) for member in members]).mean(dim=0)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
         images = images.detach().clone().requires_grad_(True)  # or a network of frozen weights would have no gradient
         name = find_layer(network, images) if layer is None else layer
@@ -45,8 +59,8 @@ def grad_cam(
             raise ModelError(f"the output of layer {name!r} is no map of shape (B, C, H, W): name another, or none")
         activation = seen[-1][1]
         (gradient,) = torch.autograd.grad(_towards(output, choose(output, target)).sum(), activation)
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    return resized(F.relu((weights * activation.detach()).sum(dim=1)), (images.shape[-2], images.shape[-1]))
+    alpha = gradient.mean(dim=(2, 3), keepdim=True) if method == "grad-cam" else gradient
+    return resized(F.relu((alpha * activation.detach()).sum(dim=1)), (images.shape[-2], images.shape[-1]))
 
 
 def members_of(network: nn.Module) -> list[nn.Module]:
