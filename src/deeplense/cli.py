@@ -178,6 +178,22 @@ def export(
 
 
 @app.command()
+def explain(
+    run: Run,
+    image: Annotated[Path, typer.Argument(help="An image, or a set of images of which the first 8 are shown")],
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg")],
+    layer: Annotated[str | None, typer.Option(help="Module whose maps are used; chosen if not given")] = None,
+    method: Annotated[str, typer.Option(help="hires-cam, or grad-cam")] = "hires-cam",
+) -> None:
+    """Draw over an image what speaks for a lens, or for the class that the run sees in it."""
+    from deeplense import weights
+    from deeplense.evaluate.explain import check_picture, write_explanation
+
+    check_picture(out)
+    print(write_explanation(weights.load_task(run), _images([f"data={image}"]), out, layer, method))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in")] = Path("demo"),
     quiet: Quiet = False,

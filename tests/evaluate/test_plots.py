@@ -76,22 +76,6 @@ def test_learning_curves_split_losses_from_scores():
     assert plots.learning_curves([{"epoch": 1, "lr": 0.1}]) is None
 
 
-def test_gallery_puts_row_zero_at_the_bottom():
-    figure = plots.gallery(np.zeros((5, 1, 8, 8)), list("abcde"), columns=3)
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "e", ""]
-    assert figure.axes[0].images[0].origin == "lower"
-
-
-def test_rgb_spans_the_colour_map_and_survives_a_constant_image():
-    rgb = plots.to_rgb(np.arange(100.0).reshape(1, 10, 10))
-    ends = np.array([matplotlib.colormaps["inferno"](value)[:3] for value in (0.0, 1.0)])
-    np.testing.assert_array_equal(rgb[[0, -1], [0, -1]], np.round(255 * ends))
-    for dull in (np.nan, 1.0):
-        np.testing.assert_array_equal(plots.to_rgb(np.full((4, 4), dull)), np.broadcast_to(rgb[0, 0], (4, 4, 3)))
-    bands = np.stack([np.eye(4), np.eye(4)[::-1], np.zeros((4, 4))])
-    np.testing.assert_array_equal(plots.to_rgb(bands)[..., 0], 255 * np.eye(4))
-
-
 def test_drawing_leaves_the_global_style_alone(judged):
     before = dict(matplotlib.rcParams)
     plots.roc_curves(*judged, CLASSES)

@@ -53,7 +53,11 @@ def weighted_auc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -
         positive: bool, shape (N,).
         weights: shape (B, N).
     """
-    positives, negatives = _cumulative(score, positive, weights)
+    return auc_of(*cumulative(score, positive, weights))
+
+
+def auc_of(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, shape (B,), from what :func:`cumulative` returns."""
     new_positives = np.diff(positives, axis=1, prepend=0)
     new_negatives = np.diff(negatives, axis=1, prepend=0)
     # Counting from the highest score down, a negative loses to all positives above it and to half of its equals.
@@ -63,14 +67,18 @@ def weighted_auc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -
 
 def weighted_average_precision(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Precision averaged over the steps of recall, shape (B,); arguments as `weighted_auc`."""
-    positives, negatives = _cumulative(score, positive, weights)
+    return average_precision_of(*cumulative(score, positive, weights))
+
+
+def average_precision_of(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Average precision, shape (B,), from what :func:`cumulative` returns."""
     chosen = positives + negatives
     precision = np.divide(positives, chosen, out=np.zeros_like(chosen), where=chosen > 0)
     return (np.diff(positives, axis=1, prepend=0) * precision).sum(axis=1) / positives[:, -1]
 
 
-def _cumulative(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of the positives and of the negatives at or above each distinct score, from the highest down."""
+def cumulative(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the positives and of the negatives at or above each distinct score, highest first, (B, M) each."""
     order = np.argsort(-score, kind="stable")
     last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     ordered, is_positive = weights[:, order], positive[order]

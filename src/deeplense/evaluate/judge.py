@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from deeplense import weights
 from deeplense.data.classes import align
 from deeplense.data.schema import LensSet
-from deeplense.errors import DataError
+from deeplense.errors import ConfigError, DataError
+from deeplense.evaluate.explain import heat_maps
+from deeplense.evaluate.finder_report import finder_report
+from deeplense.evaluate.pictures import display_of
 from deeplense.evaluate.report import classification_report
+from deeplense.tasks import LensTask
 from deeplense.train.callbacks import METRICS
 from deeplense.train.folder import ENVIRONMENT
 
@@ -23,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def judge(
-    run: Path | str, lens_set: LensSet, out: Path | str | None = None, batch_size: int = 128, bootstrap: int = 1000
+    run: Path | str,
+    lens_set: LensSet,
+    out: Path | str | None = None,
+    batch_size: int = 128,
+    bootstrap: int = 1000,
+    prevalence: float | None = None,
 ) -> dict[str, Any]:
     """Judge a finished run on images that it has not seen, and write the report.
 
@@ -31,6 +42,7 @@ def judge(
         lens_set: labelled images.
         out: folder for ``metrics.json`` and ``report.html``; the run folder if None.
         bootstrap: number of resamples for the intervals.
+        prevalence: of a finder, the share of lenses that its probabilities are to be for; that of the images if None.
 
     Returns:
         The metrics, as written.
@@ -38,28 +50,62 @@ def judge(
     Raises:
         RunError: there is no such run, or it is not finished.
         DataError: no labels, other classes, or images of another number of channels.
+        ConfigError: a prevalence that is impossible, or for a run that has none.
     """
     run = Path(run)
     task, card = weights.load_task(run), weights.load_card(run)
     task.to("cuda" if torch.cuda.is_available() else "cpu")
+    report = REPORTS.get(task.config.task, _judge_classifier)
+    if prevalence is not None and (report is _judge_classifier or not 0 < prevalence < 1):
+        reason = "the share of lenses lies between 0 and 1" if report is _judge_finder else "only a finder has one"
+        raise ConfigError(f"prevalence={prevalence:g} for a {task.config.task} run: {reason}")
     warn_if_seen(card, lens_set)
     if lens_set.label is None:
         raise DataError("the images have no labels: evaluation needs a sub-folder for each class")
     lens_set = align(lens_set, task.classes)
-    logits = torch.cat(list(task.outputs(lens_set.images, batch_size)))
-    return classification_report(
-        Path(out) if out else run,
-        title=f"{task.config.task}: {run.name}",
-        logits=logits,
-        label=lens_set.label,
-        classes=task.classes,
-        images=lens_set.images,
-        names=lens_set.name,
-        temperature=task.calibration.get("temperature", 1.0),
-        provenance=_provenance(run, card, lens_set),
-        history=_history(run),
-        bootstrap=bootstrap,
+    outputs = torch.cat(list(task.outputs(lens_set.images, batch_size)))
+    common: dict[str, Any] = {
+        "title": f"{task.config.task}: {run.name}",
+        "label": lens_set.label,
+        "classes": task.classes,
+        "images": lens_set.images,
+        "names": lens_set.name,
+        "provenance": _provenance(run, card, lens_set),
+        "history": _history(run),
+        "bootstrap": bootstrap,
+    }
+    return report(Path(out) if out else run, task, outputs, lens_set, prevalence, common)
+
+
+def _judge_classifier(
+    out: Path, task: LensTask, outputs: Tensor, _: LensSet, __: float | None, common: dict[str, Any]
+) -> dict[str, Any]:
+    """Classes that exclude one another: logits (N, K) and a temperature."""
+    return classification_report(out, logits=outputs, temperature=task.calibration.get("temperature", 1.0), **common)
+
+
+def _judge_finder(
+    out: Path, task: Any, outputs: Tensor, lens_set: LensSet, prevalence: float | None, common: dict[str, Any]
+) -> dict[str, Any]:
+    """Lenses among what is none: log-odds (N,), brought to the share of lenses that is asked for."""
+    share = float(np.mean(common["label"]))
+    wanted = prevalence if prevalence is not None else share if 0 < share < 1 else None
+    log_odds, validated = (task.log_odds(outputs.double(), prevalence=p) for p in (wanted, None))
+    return finder_report(
+        out,
+        score=log_odds,
+        probability=log_odds.sigmoid(),
+        params=lens_set.params,
+        prevalence=prevalence,
+        as_validated=(validated.sigmoid(), task.calibration["val_prevalence"]),
+        explain=lambda images: heat_maps(task, images, target=1),
+        display=display_of(lens_set.name, lens_set.provenance),
+        **common,
     )
+
+
+# By the name of the task; what is not here is judged as a classifier.
+REPORTS: dict[str, Callable[..., dict[str, Any]]] = {"finder": _judge_finder}
 
 
 def warn_if_seen(card: Mapping[str, Any], lens_set: LensSet) -> None:

@@ -22,7 +22,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from deeplense.errors import RunError
-from deeplense.evaluate.plots import COLOURS, INK, MUTED, to_rgb
+from deeplense.evaluate.pictures import to_rgb
+from deeplense.evaluate.plots import COLOURS, INK, MUTED
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tile:
-    """A small image, shape (C, H, W) or (H, W), shown with row 0 at the bottom; a heading and a few lines below it."""
+    """A small image with row 0 at the bottom; a heading and a few lines below it.
+
+    Attributes:
+        image: values, shape (C, H, W) or (H, W), or colours, uint8, shape (H, W, 3).
+    """
 
     image: np.ndarray
     heading: str
@@ -81,6 +86,12 @@ class Section:
     tables: Sequence[Table] = ()
     tiles: Sequence[Tile] = ()
     details: Sequence[Table] = ()
+
+    @property
+    def has_wide_tiles(self) -> bool:
+        """Whether a tile shows two pictures side by side."""
+        return any(tile.image.ndim == 3 and tile.image.shape[-1] == 3 and tile.image.shape[1] > 1.5 * len(tile.image)
+                   for tile in self.tiles)  # fmt: skip
 
     @property
     def paragraphs(self) -> list[str]:

@@ -65,7 +65,8 @@ def styled(draw: Callable[P, F]) -> Callable[P, F]:
     return wrapper
 
 
-def _line(k: int) -> dict[str, Any]:
+def line_style(k: int) -> dict[str, Any]:
+    """Colour and dashes of the k-th line of a figure: they differ in both."""
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)]}
 
 
@@ -84,7 +85,7 @@ def roc_curves(probs: Any, label: Any, classes: Sequence[str]) -> Figure:
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
     curves = _class_curves(probs, label)
     for k, (false, true) in curves.items():
-        axes.plot(false, true, **_line(k), label=f"{classes[k]}, AUC {metrics.auc(false, true):.3f}")
+        axes.plot(false, true, **line_style(k), label=f"{classes[k]}, AUC {metrics.auc(false, true):.3f}")
     if len(curves) > 1:
         false, true = macro_average(list(curves.values()))
         axes.plot(false, true, color=INK, lw=2.2, label=f"macro average, AUC {metrics.auc(false, true):.3f}")
@@ -134,8 +135,8 @@ def reliability_diagram(before: ReliabilityCurve, after: ReliabilityCurve | None
 def _draw_reliability(upper: Axes, lower: Axes, curve: ReliabilityCurve, name: str, k: int) -> None:
     errors = np.abs(np.stack([curve.low, curve.high]) - curve.accuracy)
     marker: dict[str, Any] = {"marker": "os"[k % 2], "markersize": 4.5, "elinewidth": 0.9, "linewidth": 0.7}
-    upper.errorbar(curve.confidence, curve.accuracy, errors, **_line(k), **marker, label=name)
-    lower.plot(curve.confidence, curve.count / curve.count.sum(), **_line(k), marker="os"[k % 2], ms=3, lw=0.7)
+    upper.errorbar(curve.confidence, curve.accuracy, errors, **line_style(k), **marker, label=name)
+    lower.plot(curve.confidence, curve.count / curve.count.sum(), **line_style(k), marker="os"[k % 2], ms=3, lw=0.7)
     lower.set_ylim(bottom=0)
 
 
@@ -187,7 +188,9 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], quantity: str = "loss") -
     figure = Figure(figsize=(SIZE[0], 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="Epoch", ylabel=quantity.capitalize())
     for k, (name, (epochs, values)) in enumerate(lines.items()):
-        axes.plot(epochs, values, **_line(k), marker="o" if len(epochs) < 3 else None, label=name.replace("_", " "))
+        axes.plot(
+            epochs, values, **line_style(k), marker="o" if len(epochs) < 3 else None, label=name.replace("_", " ")
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True)
     axes.legend()
@@ -213,37 +216,3 @@ def _number(cell: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if np.isfinite(value) else None
-
-
-@styled
-def gallery(images: Any, titles: Sequence[str], columns: int = 4) -> Figure:
-    """Images in a grid, row 0 at the bottom of each.
-
-    Args:
-        images: shape (N, C, H, W) or (N, H, W).
-        titles: a line or two for each.
-    """
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.75 * columns, 2.1 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, image, title in zip(grid, images, titles, strict=False):
-        axes.imshow(to_rgb(image), origin="lower", interpolation="nearest")
-        axes.set_title(title, fontsize=8)
-    for axes in grid:
-        axes.axis("off")
-    return figure
-
-
-def to_rgb(image: Any, percentiles: tuple[float, float] = (0.5, 99.7)) -> np.ndarray:
-    """An image for the eye, uint8, shape (H, W, 3): three bands as red, green, blue, or the first in false colour.
-
-    Args:
-        image: shape (C, H, W) or (H, W); values outside the percentiles are clipped.
-    """
-    values = np.asarray(image, dtype=np.float64)
-    bands = values[None] if values.ndim == 2 else values[:3] if len(values) >= 3 else values[:1]
-    finite = bands[np.isfinite(bands)]
-    low, high = np.percentile(finite, percentiles) if finite.size else (0.0, 1.0)
-    unit = np.nan_to_num(np.clip((bands - low) / ((high - low) or 1.0), 0, 1))
-    rgb = matplotlib.colormaps["inferno"](unit[0])[..., :3] if len(unit) == 1 else np.moveaxis(unit, 0, -1)
-    return np.round(255 * rgb).astype(np.uint8)

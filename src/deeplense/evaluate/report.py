@@ -116,16 +116,18 @@ def headline_section(metrics: Mapping[str, Any]) -> Section:
     return Section("", stats=stats, notes=metrics["notes"])
 
 
-def stat(label: str, figure: Mapping[str, Any] | None) -> Stat:
+def stat(label: str, figure: Mapping[str, Any] | None, digits: int = 3) -> Stat:
     """A headline number of a score `{"value", "low", "high"}`; a dash where there is none."""
     if figure is None:
         return Stat(label, DASH, "not defined for these labels")
-    return Stat(label, f"{figure['value']:.3f}", f"95 %\u00a0CI {span(figure)}" if figure["low"] is not None else "")
+    interval = f"95 %\u00a0CI {span(figure, digits)}" if figure["low"] is not None else ""
+    return Stat(label, f"{figure['value']:.{digits}f}", interval)
 
 
-def span(figure: Mapping[str, Any]) -> str:
+def span(figure: Mapping[str, Any], digits: int = 3) -> str:
     """The interval of a score, as text; empty without one."""
-    return "" if figure["low"] is None else f"{figure['low']:.3f}\u2060{DASH}\u2060{figure['high']:.3f}"
+    low, high = figure["low"], figure["high"]
+    return "" if low is None else f"{low:.{digits}f}\u2060{DASH}\u2060{high:.{digits}f}"
 
 
 def class_section(metrics: Mapping[str, Any], probs: np.ndarray, label: np.ndarray) -> Section:

@@ -46,7 +46,7 @@ def classification_scores(
     probs, label = check_probs(probs, label)
     if len(classes) != probs.shape[1]:
         raise DataError(f"{probs.shape[1]} columns of probabilities, but {len(classes)} class names: {list(classes)}")
-    figures = _with_intervals(_values(probs, label), _draws(probs, label, bootstrap, seed))
+    figures = with_intervals(_values(probs, label), _draws(probs, label, bootstrap, seed))
     result = {"n": len(label), "classes": list(classes)}
     result |= {name: figure for name, figure in figures.items() if name not in PER_CLASS}
     result["ece"] = _calibration(probs, label, seed)
@@ -144,7 +144,7 @@ def _weighted_f1(probs: np.ndarray, label: np.ndarray, weights: np.ndarray) -> n
     return np.where(truth.any(axis=0), 2 * hits / np.maximum(either, 1), np.nan)
 
 
-def _with_intervals(values: Values, draws: Values | None) -> dict[str, Any]:
+def with_intervals(values: Values, draws: Values | None) -> dict[str, Any]:
     """{"value", "low", "high"} for each score; a list of those for a score of each class."""
     figures: dict[str, Any] = {}
     for name, value in values.items():
