@@ -18,20 +18,37 @@ FEW = ["data.num=96", "data.num_val=48", "data.batch_size=24", "data.strength=[1
 SMALL = [*FEW, "train.epochs=1", "train.export=[]", "data.compile=false"]
 
 
+PRESETS = {"substructure": ("common-test", "published"), "finder": ("hsc-gri", "physical")}
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(simulated_set("common-test", "published", 7, 96), tmp_path_factory.mktemp("images"))
+def folders(tmp_path_factory):
+    """A folder of images for each task."""
+    return {
+        task: write_folder(simulated_set(*preset, 7, 96), tmp_path_factory.mktemp(task))
+        for task, preset in PRESETS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finder(folders, tmp_path_factory):
+    """A finder of other images, to start from."""
+    out = tmp_path_factory.mktemp("runs") / "finder"
+    settings = configs.load("tiny/finder", [f"data={folders['finder']}", f"out={out}", "train.epochs=1"])
+    return dl.fit(settings, dl.load_data(settings), progress=False)
 
 
 @pytest.mark.parametrize("name", [name for name in configs.names() if not name.startswith("tiny/")])
-def test_every_shipped_config_trains(name, folder, tmp_path):
+def test_every_shipped_config_trains(name, folders, finder, tmp_path):
     settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}"])
+    more = [f"init={finder}"] if settings.train.freeze else []
     if settings.data.path is None:
         # A tenth of 96 images would leave classes empty.
-        settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}", f"data={folder}", "data.fraction=1.0"])
+        more += [f"data={folders[settings.task]}", "data.fraction=1.0"]
+    settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}", *more])
     run = dl.fit(settings, dl.load_data(settings), progress=False)
     card = json.loads((run / "model.json").read_text())
-    assert card["classes"] == ["no", "sphere", "vort"]
+    assert card["classes"] == {"substructure": ["no", "sphere", "vort"], "finder": ["nonlens", "lens"]}[settings.task]
     assert np.isfinite(card["scores"]["val_loss"])
 
 
