@@ -20,6 +20,9 @@ Settings = Annotated[
     list[str] | None, typer.Argument(help="Settings as key=value, for example data=DIR train.epochs=5")
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+Prevalence = Annotated[
+    float | None, typer.Option(help="Share of lenses where the run is used, such as 1e-3; that of validation otherwise")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar")]
 
 
@@ -131,11 +134,13 @@ def evaluate(
     run: Run,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run folder if not given")] = None,
+    prevalence: Prevalence = None,
 ) -> None:
     """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
     from deeplense.evaluate.judge import judge
 
-    metrics = judge(run, _images(settings), out)
+    options: dict[str, Any] = {} if prevalence is None else {"prevalence": prevalence}
+    metrics = judge(run, _images(settings), out, **options)
     print(_summary(metrics))
     print(f"report: {(out or run) / 'report.html'}")
 
@@ -145,12 +150,16 @@ def predict(
     run: Run,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Table to write: .csv or .parquet")] = Path("predictions.csv"),
+    prevalence: Prevalence = None,
 ) -> None:
     """Probabilities for images, as a table."""
     from deeplense.predict import Predictor, check_table, write_table
 
     check_table(out)
-    table = Predictor.load(run).predict(_images(settings))
+    predictor = Predictor.load(run)
+    if prevalence is not None:
+        predictor.retarget(prevalence)
+    table = predictor.predict(_images(settings))
     write_table(table, out)
     print(f"{table.num_rows} rows are in {out}")
 

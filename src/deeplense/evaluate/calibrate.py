@@ -153,9 +153,9 @@ SLOPE_SCATTER, BIAS_SCATTER = 1.0, 2.0
 def fit_binary(logits: Any, label: Any, train_prevalence: float) -> dict[str, float]:
     """Temperature T and bias b that turn a binary network's logits into log-odds that mean what they say.
 
-    The mixture that the network was trained on is taken out of a logit z first, ``l = z - logit(train_prevalence)``; then
-    ``l / T + b + logit(prevalence)`` are the log-odds where ``prevalence`` of all images are positive, and T and b are
-    most likely, given the weak priors above, at the prevalence of these images.
+    The mixture that the network was trained on is taken out of a logit z first, ``l = z - logit(train_prevalence)``.
+    Then ``l / T + b + logit(prevalence)`` are the log-odds where ``prevalence`` of all images are positive, and T and b
+    are most likely, given the weak priors above, at the prevalence of these images.
 
     Args:
         logits: shape (N,), from images that were not trained on, in their true mixture.

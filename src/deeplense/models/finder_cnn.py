@@ -9,7 +9,7 @@ GRID = 16  # what two poolings leave of the 64 pixels that the network was drawn
 
 
 class FinderCNN(nn.Module):
-    """Convolution, ReLU and max pooling twice, then dense layers; about 2.1 million parameters, nearly all in the first.
+    """Convolution, ReLU and max pooling twice, then dense layers; 2.1 million parameters, most in the first of these.
 
     Images of any size: what the poolings leave is averaged, or repeated, on a grid of 16x16, which leaves those of 64
     pixels as they are. The sigmoid that makes a probability of the output belongs to the loss and the task.

@@ -124,10 +124,10 @@ class LensTask(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         if self.config.train.freeze:
-            self.freeze(self.current_epoch < self.config.train.freeze)
+            self._set_frozen(self.current_epoch < self.config.train.freeze)
 
-    def freeze(self, is_frozen: bool) -> None:
-        """Let only the last layer learn, all else as in prediction: batch statistics stay too. Or let all of it learn."""
+    def _set_frozen(self, is_frozen: bool) -> None:
+        """Let only the last layer learn, all else as in prediction, so that batch statistics stay; or all of it."""
         last = backbone.last_layer(self.network)
         if last is None:
             raise ConfigError(f"model.name={self.config.model.name} ends in no linear layer: train.freeze=0 is needed")

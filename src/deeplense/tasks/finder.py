@@ -65,9 +65,7 @@ class FinderTask(LensTask):
             ConfigError: it does not lie between 0 and 1.
         """
         if not 0 < prevalence < 1:
-            raise ConfigError(
-                f"prevalence={prevalence:g}: give the share of lenses, above 0 and below 1, such as 0.001"
-            )
+            raise ConfigError(f"prevalence={prevalence:g}: give the share of lenses, above 0 and below 1: 0.001, say")
         self.prevalence = prevalence
 
     def log_odds(self, output: Tensor, prevalence: float | None = None) -> Tensor:
@@ -79,7 +77,7 @@ class FinderTask(LensTask):
         return binary_log_odds(output[:, 0], self.calibration, self.prevalence if prevalence is None else prevalence)
 
     def columns(self, output: Tensor) -> Columns:
-        """Probability and log-odds (``score``, which keep their order where the probability is 1) of a lens; the class."""
+        """Probability of a lens; its log-odds ``score``, which tell sure from surer; the more likely class."""
         log_odds = self.log_odds(output)
         return {
             f"p_{self.classes[1]}": log_odds.sigmoid(),

@@ -77,9 +77,8 @@ def _finish(config: Config, data: LensDataModule, members: list[Path]) -> None:
 
 
 def _joined(members: list[Path]) -> weights.State:
-    return {
-        f"members.{i}.{name}": weight for i, run in enumerate(members) for name, weight in weights.load(run).items()
-    }
+    states = enumerate(weights.load(run) for run in members)
+    return {f"members.{i}.{name}": weight for i, state in states for name, weight in state.items()}
 
 
 def _device(config: Config) -> str:

@@ -72,9 +72,8 @@ def start_from(network: nn.Module, init: str, place: Place = ALONE) -> None:
         given[first] = backbone.fit_channels(given[first], wanted[first].shape[1])
     names = [name for name in (f"{last}.weight", f"{last}.bias") if name in given and name in wanted]
     if any(len(given[name]) != len(wanted[name]) for name in names):
-        logger.info(
-            "%s has %d outputs, not %d: %s starts anew", init, *(len(s[names[0]]) for s in (given, wanted)), last
-        )
+        sizes = len(given[names[0]]), len(wanted[names[0]])
+        logger.info("%s has %d outputs, not %d: %s starts anew", init, *sizes, last)
         given |= {name: wanted[name] for name in names}
     weights.fill(network, given, Path(init))
 
