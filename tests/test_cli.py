@@ -91,6 +91,12 @@ def finder(tmp_path_factory, finder_images):
     return dl.fit(settings, dl.load_data(settings), progress=False)
 
 
+def test_mine_writes_a_set_of_non_lenses_and_lenses(deeplense, finder, finder_images, tmp_path):
+    code, output, _ = deeplense("mine", finder, f"data={finder_images}", "--out", tmp_path / "hard", "--num", 5)
+    assert (code, output) == (0, f"5 nonlens, 12 lens images are in {tmp_path / 'hard'}\n")
+    assert read(tmp_path / "hard").class_counts() == {"nonlens": 5, "lens": 12}
+
+
 @pytest.fixture(scope="module")
 def lens_places(finder, finder_images):
     return {"finder": finder, "lenses": finder_images}
@@ -150,6 +156,12 @@ def broken(folder):
         (["predict", "{run}", "data={good}", "--prevalence", "0.1", "--out", "{out}/t.csv"], "has no prevalence"),
         (["predict", "{finder}", "data={lenses}", "--prevalence", "1", "--out", "{out}/t.csv"], "below 1"),
         (["train", "tiny/finder", "data={good}"], "two classes apart"),
+        (["mine", "{run}", "data={good}", "--out", "{out}/hard"], "a run of substructure"),
+        (["mine", "{finder}", "--out", "{out}/hard"], "add data=DIR"),
+        (["mine", "{finder}", "data={lenses}", "--out", "{good}"], "never overwritten"),
+        (["mine", "{finder}", "data={lenses}", "data.seed=3", "--out", "{out}/hard"], "no meaning here"),
+        (["mine", "{finder}", "data=preset:hsc-gri", "data.num=48", "--out", "{out}/hard"], "3 channels"),
+        (["mine", "{finder}", "data=preset:hsc", "--out", "{out}/hard"], "did you mean 'hsc-gri'"),
         (["train", "finetune", "data={lenses}"], "add init=RUN"),
         (["export", "{run}", "--format", "pickle"], "json"),
         (["simulate", "comon-test", "--out", "{out}/set"], "did you mean 'common-test'?"),

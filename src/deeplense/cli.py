@@ -165,6 +165,28 @@ def predict(
 
 
 @app.command()
+def mine(
+    run: Run,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder for the new set")] = Path("mined"),
+    num: Annotated[int, typer.Option(help="How many non-lenses")] = 500,
+    negatives_only: Annotated[bool, typer.Option("--negatives-only", help="Leave the lenses out")] = False,
+) -> None:
+    """Collect what a finder takes for lenses and is none: labelled or simulated images to train on next.
+
+    Simulated ones: data=preset:hsc-gri data.seed=7 data.num=20000, with another seed than that of training.
+    """
+    from deeplense import config as configs
+    from deeplense import mine as mining
+
+    data = configs.parse_data(settings or [], can_simulate=True)
+    is_simulated = str(data.path).startswith("preset:")
+    images = mining.simulated(data) if is_simulated else _images(settings)
+    mined = mining.mine(run, images, out, num, negatives_only)
+    print(f"{', '.join(f'{count} {name}' for name, count in mined.class_counts().items())} images are in {out}")
+
+
+@app.command()
 def export(
     run: Run,
     format: Annotated[str, typer.Option(help="json, json.gz, onnx or safetensors")] = "json",
