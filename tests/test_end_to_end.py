@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,12 +54,23 @@ def test_every_shipped_config_trains(name, folders, finder, tmp_path):
 
 
 def test_the_demo_goes_all_the_way_and_repeats_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "NUM_TEST", 48)
+    monkeypatch.setitem(demo.CHAPTERS, "substructure", replace(demo.CHAPTERS["substructure"], num_test=48))
     metrics = demo.run(tmp_path, [*SMALL, "model.width=12"], progress=False)
     assert 0 <= metrics["auc_macro"]["low"] <= metrics["auc_macro"]["value"] <= metrics["auc_macro"]["high"] <= 1
     trained = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     assert demo.run(tmp_path, [*SMALL, "model.width=12"], progress=False) == metrics
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == trained
+
+
+def test_the_demo_finds_rare_lenses(tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.CHAPTERS, "finder", replace(demo.CHAPTERS["finder"], num_test=96))
+    metrics = demo.run(tmp_path, SMALL, progress=False, chapter="finder")
+    assert metrics["n"] == 96 and 0 < metrics["n_lenses"] < 20
+    assert 0 <= metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"] <= 1
+    assert (tmp_path / "finder" / "report.html").is_file()
+    trained = (tmp_path / "finder" / "model.safetensors").stat().st_mtime_ns
+    assert demo.run(tmp_path, SMALL, progress=False, chapter="finder") == metrics
+    assert (tmp_path / "finder" / "model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_scores_on_images_of_training_come_with_a_warning(tmp_path, caplog):

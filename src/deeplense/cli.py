@@ -213,12 +213,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in")] = Path("demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Simulate, train, evaluate and report in a few minutes on a CPU."""
+    """Simulate, train, evaluate and report in a few minutes on a CPU: dark-matter substructure, then lens finding."""
     from deeplense import demo as show
 
-    metrics = show.run(out, progress=not quiet)
-    print(_summary(metrics))
-    print(f"report: {out / 'run' / 'report.html'}")
+    for name, chapter in show.CHAPTERS.items():
+        print(f"{name}: {_summary(show.run(out, progress=not quiet, chapter=name))}")
+        print(f"report: {out / chapter.run / 'report.html'}")
 
 
 def _images(settings: list[str] | None) -> Any:
@@ -235,10 +235,23 @@ def _images(settings: list[str] | None) -> Any:
 
 
 def _summary(metrics: dict[str, Any]) -> str:
+    if "at_completeness" in metrics:
+        return _finder_summary(metrics)
     auc, accuracy = metrics["auc_macro"], metrics["accuracy"]
     if auc is None or auc.get("value") is None:
         return f"accuracy {_interval(accuracy)}; the AUC needs images of two classes or more"
     return f"macro AUC {_interval(auc)}, accuracy {_interval(accuracy)} on {metrics['n']} images"
+
+
+def _finder_summary(metrics: dict[str, Any]) -> str:
+    images = f"{metrics['n']} images, {metrics['n_lenses']} of them lenses"
+    false = metrics["at_completeness"]["0.8"]["false_positives"]
+    if metrics["auc"] is None or false is None:
+        return f"nothing can be ranked: {images}"
+    found = f"{false['value']:.0f} false positives at 80 % completeness"
+    if false["low"] is not None:
+        found += f" (95 % interval {false['low']:.0f} to {false['high']:.0f})"
+    return f"{found}, AUC {_interval(metrics['auc'])} on {images}"
 
 
 def _interval(figure: dict[str, float]) -> str:
