@@ -16,14 +16,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+# What of a DataConfig says which images are simulated.
+SIMULATING = {"fidelity", "seed", "num", "settings", "galaxies", "compile"}
 # A section may be given by its most telling key alone: `data=DIR`, `model=microsoft/resnet-50`.
 SHORTHAND = {"data": "data.path", "model": "model.name", "init": "model.init"}
 
 
 # What of a DataConfig says how images are read; the rest is about training on them.
 READING = {"path", "max_bad_fraction", "max_nan_fraction", "max_memory_gb"}
-# What says which images are simulated.
-SIMULATING = {"fidelity", "seed", "num", "settings", "galaxies", "compile"}
 
 
 class Section(BaseModel):
