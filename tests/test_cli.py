@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
+import deeplense as dl
 from deeplense import cli
 from deeplense.data.read import read
-from toy import lens_set, write_folder
+from toy import finder_set, lens_set, tiny_finder, write_folder
 
 
 @pytest.fixture
@@ -78,6 +79,38 @@ def test_evaluate_predict_and_export(deeplense, run, images, tmp_path):
     assert (tmp_path / "weights.json.gz").stat().st_size > 0
 
 
+@pytest.fixture(scope="module")
+def finder_images(tmp_path_factory):
+    return write_folder(finder_set(48), tmp_path_factory.mktemp("finder-images"))
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory, finder_images):
+    """A finder's run."""
+    settings = tiny_finder(tmp_path_factory.mktemp("runs") / "finder", f"data={finder_images}", "train.epochs=1")
+    return dl.fit(settings, dl.load_data(settings), progress=False)
+
+
+def test_mine_writes_a_set_of_non_lenses_and_lenses(deeplense, finder, finder_images, tmp_path):
+    code, output, _ = deeplense("mine", finder, f"data={finder_images}", "--out", tmp_path / "hard", "--num", 5)
+    assert (code, output) == (0, f"5 nonlens, 12 lens images are in {tmp_path / 'hard'}\n")
+    assert read(tmp_path / "hard").class_counts() == {"nonlens": 5, "lens": 12}
+
+
+@pytest.fixture(scope="module")
+def lens_places(finder, finder_images):
+    return {"finder": finder, "lenses": finder_images}
+
+
+def test_predict_for_another_prevalence(deeplense, finder, finder_images, tmp_path):
+    words = ("predict", finder, f"data={finder_images}")
+    assert deeplense(*words, "--out", tmp_path / "a.csv")[0] == 0
+    assert deeplense(*words, "--out", tmp_path / "b.csv", "--prevalence", "1e-3")[0] == 0
+    a, b = (pyarrow.csv.read_csv(tmp_path / name) for name in ("a.csv", "b.csv"))
+    assert a.column_names == ["name", "p_lens", "score", "label_pred", "nan_fraction"]
+    assert all(rare < common for rare, common in zip(b["p_lens"].to_pylist(), a["p_lens"].to_pylist(), strict=True))
+
+
 def one_class(folder):
     images = lens_set(30)
     return write_folder(images.select(np.flatnonzero(images.label == 1)), folder)
@@ -120,6 +153,16 @@ def broken(folder):
         (["evaluate", "{run}", "data={good}", "train.epochs=3"], "no meaning"),
         (["predict", "{run}", "data={good}", "--out", "{out}/table.fits"], ".csv"),
         (["predict", "{run}", "data={good}", "--out", "{good}/no/image-0-0.npy"], "are written as"),
+        (["predict", "{run}", "data={good}", "--prevalence", "0.1", "--out", "{out}/t.csv"], "has no prevalence"),
+        (["predict", "{finder}", "data={lenses}", "--prevalence", "1", "--out", "{out}/t.csv"], "below 1"),
+        (["train", "tiny/finder", "data={good}"], "two classes apart"),
+        (["mine", "{run}", "data={good}", "--out", "{out}/hard"], "a run of substructure"),
+        (["mine", "{finder}", "--out", "{out}/hard"], "add data=DIR"),
+        (["mine", "{finder}", "data={lenses}", "--out", "{good}"], "never overwritten"),
+        (["mine", "{finder}", "data={lenses}", "data.seed=3", "--out", "{out}/hard"], "no meaning here"),
+        (["mine", "{finder}", "data=preset:hsc-gri", "data.num=48", "--out", "{out}/hard"], "3 channels"),
+        (["mine", "{finder}", "data=preset:hsc", "--out", "{out}/hard"], "did you mean 'hsc-gri'"),
+        (["train", "finetune", "data={lenses}"], "add init=RUN"),
         (["export", "{run}", "--format", "pickle"], "json"),
         (["simulate", "comon-test", "--out", "{out}/set"], "did you mean 'common-test'?"),
         (["simulate", "common-test", "--num", "0", "--out", "{out}/set"], "num=0"),
@@ -130,8 +173,10 @@ def broken(folder):
         (["convert", "{good}", "{good}"], "never overwritten"),
     ],
 )  # fmt: skip
-def test_mistakes_end_in_one_line_and_exit_code_2(deeplense, words, message, run, images, tmp_path):
-    places = {"good": images, "run": run, "out": tmp_path}
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    deeplense, words, message, run, images, finder, finder_images, tmp_path
+):
+    places = {"good": images, "run": run, "out": tmp_path, "finder": finder, "lenses": finder_images}
     for make in (one_class, two_sizes, broken):
         places[make.__name__] = tmp_path / make.__name__
         if f"{{{make.__name__}}}" in words[-1]:

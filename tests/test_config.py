@@ -106,3 +106,10 @@ def test_config_imports_no_heavy_library():
     source = str(Path(config.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_brief_finder_is_the_brief():
+    brief = config.load("brief/finder")
+    assert (brief.model.name, brief.train.epochs, brief.optim.name, brief.optim.lr) == ("brief-cnn", 5, "adam", 1e-3)
+    assert brief.data.balanced != brief.loss.class_weights, "one remedy for rare classes, not two"
+    assert (brief.optim.schedule, brief.train.export) == ("constant", ["json"])

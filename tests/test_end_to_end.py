@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,30 +19,58 @@ FEW = ["data.num=96", "data.num_val=48", "data.batch_size=24", "data.strength=[1
 SMALL = [*FEW, "train.epochs=1", "train.export=[]", "data.compile=false"]
 
 
+PRESETS = {"substructure": ("common-test", "published"), "finder": ("hsc-gri", "physical")}
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(simulated_set("common-test", "published", 7, 96), tmp_path_factory.mktemp("images"))
+def folders(tmp_path_factory):
+    """A folder of images for each task."""
+    return {
+        task: write_folder(simulated_set(*preset, 7, 96), tmp_path_factory.mktemp(task))
+        for task, preset in PRESETS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finder(folders, tmp_path_factory):
+    """A finder of other images, to start from."""
+    out = tmp_path_factory.mktemp("runs") / "finder"
+    settings = configs.load("tiny/finder", [f"data={folders['finder']}", f"out={out}", "train.epochs=1"])
+    return dl.fit(settings, dl.load_data(settings), progress=False)
 
 
 @pytest.mark.parametrize("name", [name for name in configs.names() if not name.startswith("tiny/")])
-def test_every_shipped_config_trains(name, folder, tmp_path):
+def test_every_shipped_config_trains(name, folders, finder, tmp_path):
     settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}"])
+    more = [f"init={finder}"] if settings.train.freeze else []
     if settings.data.path is None:
         # A tenth of 96 images would leave classes empty.
-        settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}", f"data={folder}", "data.fraction=1.0"])
+        more += [f"data={folders[settings.task]}", "data.fraction=1.0"]
+    settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}", *more])
     run = dl.fit(settings, dl.load_data(settings), progress=False)
     card = json.loads((run / "model.json").read_text())
-    assert card["classes"] == ["no", "sphere", "vort"]
+    assert card["classes"] == {"substructure": ["no", "sphere", "vort"], "finder": ["nonlens", "lens"]}[settings.task]
     assert np.isfinite(card["scores"]["val_loss"])
 
 
 def test_the_demo_goes_all_the_way_and_repeats_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "NUM_TEST", 48)
+    monkeypatch.setitem(demo.CHAPTERS, "substructure", replace(demo.CHAPTERS["substructure"], num_test=48))
     metrics = demo.run(tmp_path, [*SMALL, "model.width=12"], progress=False)
     assert 0 <= metrics["auc_macro"]["low"] <= metrics["auc_macro"]["value"] <= metrics["auc_macro"]["high"] <= 1
     trained = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     assert demo.run(tmp_path, [*SMALL, "model.width=12"], progress=False) == metrics
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == trained
+
+
+def test_the_demo_finds_rare_lenses(tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.CHAPTERS, "finder", replace(demo.CHAPTERS["finder"], num_test=96))
+    metrics = demo.run(tmp_path, SMALL, progress=False, chapter="finder")
+    assert metrics["n"] == 96 and 0 < metrics["n_lenses"] < 20
+    assert 0 <= metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"] <= 1
+    assert (tmp_path / "finder" / "report.html").is_file()
+    trained = (tmp_path / "finder" / "model.safetensors").stat().st_mtime_ns
+    assert demo.run(tmp_path, SMALL, progress=False, chapter="finder") == metrics
+    assert (tmp_path / "finder" / "model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_scores_on_images_of_training_come_with_a_warning(tmp_path, caplog):

@@ -3,13 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, logit
 
 from deeplense import weights
 from deeplense.data.transform import Preprocess
-from deeplense.errors import DataError, RunError
-from deeplense.predict import Predictor
+from deeplense.errors import ConfigError, DataError, RunError
+from deeplense.predict import Predictor, nan_fraction
 from deeplense.tasks import get
-from toy import CLASSES, lens_set, tiny
+from toy import CLASSES, finder_set, lens_set, tiny, tiny_finder
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_the_table_has_a_row_an_image_and_probabilities_at_the_temperature(run):
     images = lens_set(11, seed=5)
     predictor = Predictor.load(run, device="cpu")
     table = predictor.predict(images, batch_size=4)
-    assert table.column_names == ["name", "p_no", "p_sphere", "p_vort", "label_pred"]
+    assert table.column_names == ["name", "p_no", "p_sphere", "p_vort", "label_pred", "nan_fraction"]
     assert table["name"].to_pylist() == list(images.name)
     logits = predictor.outputs(images, batch_size=11).double().numpy() / 0.5
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -55,6 +56,46 @@ def test_images_that_do_not_suit_the_network(run):
     predictor, good = Predictor.load(run), lens_set(4)
     with pytest.raises(DataError, match="have 2 channels; this network was trained on 1"):
         predictor.predict(replace(good, images=good.images.repeat(2, axis=1)))
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("finder")
+    images = finder_set(30)
+    task = get("finder")(tiny_finder(folder), images.classes, 1, Preprocess((24, 24)).fit(images.images))
+    task.calibration = {"temperature": 2.0, "bias": 0.1, "train_prevalence": 0.5, "val_prevalence": 0.25}
+    weights.save_task(task.eval(), folder)
+    return folder
+
+
+def test_the_finders_table_has_the_probability_of_a_lens_and_log_odds(finder):
+    table = Predictor.load(finder).predict(finder_set(11, seed=5), batch_size=4)
+    assert table.column_names == ["name", "p_lens", "score", "label_pred", "nan_fraction"]
+    np.testing.assert_allclose(table["p_lens"], expit(table["score"].to_numpy()), rtol=1e-5)
+    np.testing.assert_array_equal(table["label_pred"], table["p_lens"].to_numpy() > 0.5)
+
+
+def test_another_prevalence_moves_the_log_odds_by_as_much(finder):
+    images = finder_set(9, seed=5)
+    before = Predictor.load(finder).predict(images)["score"].to_numpy()
+    after = Predictor.load(finder).retarget(1e-3).predict(images)["score"].to_numpy()
+    np.testing.assert_allclose(after - before, logit(1e-3) - logit(0.25), rtol=1e-5)
+
+
+def test_a_prevalence_is_refused_where_there_is_none_or_out_of_range(run, finder):
+    with pytest.raises(ConfigError, match="a substructure run has no prevalence"):
+        Predictor.load(run).retarget(0.1)
+    with pytest.raises(ConfigError, match="above 0 and below 1"):
+        Predictor.load(finder).retarget(1.0)
+
+
+def test_the_share_of_missing_pixels():
+    images = np.ones((5, 2, 4, 4), np.float32)
+    images[1, 0, 0, 0] = np.nan
+    images[3] = np.inf
+    np.testing.assert_allclose(nan_fraction(images, batch_size=2), [0, 1 / 32, 0, 1, 0])
+    assert nan_fraction(images[:0]).shape == (0,)
 
 
 def test_no_run(tmp_path):

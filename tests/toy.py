@@ -26,6 +26,26 @@ def lens_set(num: int, seed: int = 0, size: int = 24) -> LensSet:
     return LensSet(images.astype(np.float32), names, label.astype(np.int64), CLASSES)
 
 
+def finder_set(num: int, seed: int = 0, size: int = 24, channels: int = 1, one_in: int = 4) -> LensSet:
+    """Noise; one image in ``one_in`` is a lens: a ring about the middle."""
+    rng = np.random.default_rng(seed)
+    label = (np.arange(num) % one_in == 0).astype(np.int64)
+    images = rng.normal(size=(num, channels, size, size))
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    images[label == 1] += 2 * np.exp(-((np.hypot(x, y) - size / 4) ** 2) / 4)
+    names = [f"finder-{seed}-{i}" for i in range(num)]
+    return LensSet(images.astype(np.float32), names, label, ("nonlens", "lens"))
+
+
+# Images that suit each task.
+SETS = {"substructure": lens_set, "finder": finder_set}
+
+
+def finder_data(num: int = 96, batch_size: int = 16, **options: int) -> LensDataModule:
+    """Training and validation images of the finder, drawn apart."""
+    return LensDataModule(finder_set(num, 1, **options), finder_set(48, 2, **options), batch_size, seed=0)
+
+
 def data(num: int = 96, batch_size: int = 16) -> LensDataModule:
     """Training and validation images drawn apart."""
     return LensDataModule(lens_set(num, seed=1), lens_set(48, seed=2), batch_size, seed=0)
@@ -34,6 +54,11 @@ def data(num: int = 96, batch_size: int = 16) -> LensDataModule:
 def tiny(out: Path, *overrides: str) -> Config:
     """The shipped tiny config, smaller still."""
     return config.load("tiny/substructure", ["model.width=4", "model.size=24", f"out={out}", *overrides])
+
+
+def tiny_finder(out: Path, *overrides: str) -> Config:
+    """The same for the finder."""
+    return config.load("tiny/finder", ["model.width=4", f"out={out}", *overrides])
 
 
 def write_folder(images: LensSet, folder: Path) -> Path:

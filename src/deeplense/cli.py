@@ -20,6 +20,9 @@ Settings = Annotated[
     list[str] | None, typer.Argument(help="Settings as key=value, for example data=DIR train.epochs=5")
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+Prevalence = Annotated[
+    float | None, typer.Option(help="Share of lenses where the run is used, such as 1e-3; that of validation otherwise")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar")]
 
 
@@ -131,11 +134,13 @@ def evaluate(
     run: Run,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run folder if not given")] = None,
+    prevalence: Prevalence = None,
 ) -> None:
     """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
     from deeplense.evaluate.judge import judge
 
-    metrics = judge(run, _images(settings), out)
+    options: dict[str, Any] = {} if prevalence is None else {"prevalence": prevalence}
+    metrics = judge(run, _images(settings), out, **options)
     print(_summary(metrics))
     print(f"report: {(out or run) / 'report.html'}")
 
@@ -145,14 +150,40 @@ def predict(
     run: Run,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Table to write: .csv or .parquet")] = Path("predictions.csv"),
+    prevalence: Prevalence = None,
 ) -> None:
     """Probabilities for images, as a table."""
     from deeplense.predict import Predictor, check_table, write_table
 
     check_table(out)
-    table = Predictor.load(run).predict(_images(settings))
+    predictor = Predictor.load(run)
+    if prevalence is not None:
+        predictor.retarget(prevalence)
+    table = predictor.predict(_images(settings))
     write_table(table, out)
     print(f"{table.num_rows} rows are in {out}")
+
+
+@app.command()
+def mine(
+    run: Run,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder for the new set")] = Path("mined"),
+    num: Annotated[int, typer.Option(help="How many non-lenses")] = 500,
+    negatives_only: Annotated[bool, typer.Option("--negatives-only", help="Leave the lenses out")] = False,
+) -> None:
+    """Collect what a finder takes for lenses and is none: labelled or simulated images to train on next.
+
+    Simulated ones: data=preset:hsc-gri data.seed=7 data.num=20000, with another seed than that of training.
+    """
+    from deeplense import config as configs
+    from deeplense import mine as mining
+
+    data = configs.parse_data(settings or [], can_simulate=True)
+    is_simulated = str(data.path).startswith("preset:")
+    images = mining.simulated(data) if is_simulated else _images(settings)
+    mined = mining.mine(run, images, out, num, negatives_only)
+    print(f"{', '.join(f'{count} {name}' for name, count in mined.class_counts().items())} images are in {out}")
 
 
 @app.command()
@@ -198,12 +229,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in")] = Path("demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Simulate, train, evaluate and report in a few minutes on a CPU."""
+    """Simulate, train, evaluate and report in a few minutes on a CPU: dark-matter substructure, then lens finding."""
     from deeplense import demo as show
 
-    metrics = show.run(out, progress=not quiet)
-    print(_summary(metrics))
-    print(f"report: {out / 'run' / 'report.html'}")
+    for name, chapter in show.CHAPTERS.items():
+        print(f"{name}: {_summary(show.run(out, progress=not quiet, chapter=name))}")
+        print(f"report: {out / chapter.run / 'report.html'}")
 
 
 def _images(settings: list[str] | None) -> Any:
@@ -220,10 +251,23 @@ def _images(settings: list[str] | None) -> Any:
 
 
 def _summary(metrics: dict[str, Any]) -> str:
+    if "at_completeness" in metrics:
+        return _finder_summary(metrics)
     auc, accuracy = metrics["auc_macro"], metrics["accuracy"]
     if auc is None or auc.get("value") is None:
         return f"accuracy {_interval(accuracy)}; the AUC needs images of two classes or more"
     return f"macro AUC {_interval(auc)}, accuracy {_interval(accuracy)} on {metrics['n']} images"
+
+
+def _finder_summary(metrics: dict[str, Any]) -> str:
+    images = f"{metrics['n']} images, {metrics['n_lenses']} of them lenses"
+    false = metrics["at_completeness"]["0.8"]["false_positives"]
+    if metrics["auc"] is None or false is None:
+        return f"nothing can be ranked: {images}"
+    found = f"{false['value']:.0f} false positives at 80 % completeness"
+    if false["low"] is not None:
+        found += f" (95 % interval {false['low']:.0f} to {false['high']:.0f})"
+    return f"{found}, AUC {_interval(metrics['auc'])} on {images}"
 
 
 def _interval(figure: dict[str, float]) -> str:

@@ -16,6 +16,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+# What of a DataConfig says which images are simulated.
+SIMULATING = {"fidelity", "seed", "num", "settings", "galaxies", "compile"}
 # A section may be given by its most telling key alone: `data=DIR`, `model=microsoft/resnet-50`.
 SHORTHAND = {"data": "data.path", "model": "model.name", "init": "model.init"}
 
@@ -210,8 +212,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def parse_data(overrides: Sequence[str]) -> DataConfig:
+def parse_data(overrides: Sequence[str], can_simulate: bool = False) -> DataConfig:
     """The images that ``data=DIR data.key=value`` mean, for commands that need no more than images.
+
+    Args:
+        can_simulate: they may be ``data=preset:NAME`` too, with all that says which.
 
     Raises:
         ConfigError: an unknown key, a key that is not about data, or a value out of range.
@@ -219,9 +224,13 @@ def parse_data(overrides: Sequence[str]) -> DataConfig:
     values: dict[str, Any] = {"task": ""}
     for override in overrides:
         _apply(values, override)
-    useless = sorted(values.get("data", {}).keys() & DataConfig.model_fields.keys() - READING)
+    given = values.get("data", {})
+    is_simulated = can_simulate and str(given.get("path", "")).startswith("preset:")
+    known = {"path", *SIMULATING} if is_simulated else READING
+    useless = sorted(given.keys() & DataConfig.model_fields.keys() - known)
     if useless:
-        raise ConfigError(f"'data.{useless[0]}' has no meaning here: this command reads every image of data=DIR")
+        what = "these are simulated images" if is_simulated else "this command reads every image of data=DIR"
+        raise ConfigError(f"'data.{useless[0]}' has no meaning here: {what}")
     other = sorted(values.keys() - {"task", "data"} & set(Config.model_fields))
     if other:
         raise ConfigError(f"{other[0]!r} has no meaning here: this command reads only data=DIR and data.* settings")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -56,15 +57,35 @@ class Predictor:
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
     def predict(self, lens_set: LensSet, batch_size: int = 128) -> pa.Table:
-        """A table with one row an image: ``name``, then what the task predicts (``p_<class>``, ``label_pred``).
+        """A table with one row an image: ``name``, what the task predicts (``p_<class>`` ...), ``nan_fraction``.
+
+        The last is the share of an image's pixels that are NaN or infinite: where it is large, the rest says little.
 
         Raises:
             DataError: the images do not suit the network.
         """
-        columns = {
-            name: column.numpy() for name, column in self.task.columns(self.outputs(lens_set, batch_size)).items()
-        }
-        return pa.table({"name": pa.array(lens_set.name, pa.string()), **columns})
+        columns = self.task.columns(self.outputs(lens_set, batch_size))
+        named = {name: column.numpy() for name, column in columns.items()}
+        missing = nan_fraction(lens_set.images, batch_size)
+        return pa.table({"name": pa.array(lens_set.name, pa.string()), **named, "nan_fraction": missing})
+
+    def retarget(self, prevalence: float) -> Predictor:
+        """This predictor, for images of which another share are lenses than among those of validation.
+
+        Raises:
+            ConfigError: the task has no prevalence, or it does not lie between 0 and 1.
+        """
+        self.task.retarget(prevalence)
+        return self
+
+
+def nan_fraction(images: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    """Share of each image's pixels that are NaN or infinite, float32 (N,), for images (N, C, H, W)."""
+    share = np.empty(len(images), np.float32)
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        share[rows] = 1 - np.isfinite(images[rows]).mean(axis=(1, 2, 3))
+    return share
 
 
 def check_table(path: Path | str) -> Path:

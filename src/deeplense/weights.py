@@ -91,7 +91,12 @@ def load_into(network: nn.Module, path: Path) -> None:
     Raises:
         ModelError: the names or shapes differ; the first that does is named.
     """
-    given, wanted = load(path), network.state_dict()
+    fill(network, load(path), path)
+
+
+def fill(network: nn.Module, given: State, path: Path) -> None:
+    """Load weights that were read from ``path``; raises as :func:`load_into`."""
+    wanted = network.state_dict()
     wrong = sorted(given.keys() ^ wanted.keys()) or [k for k in wanted if given[k].shape != wanted[k].shape]
     if wrong:
         shapes = [tuple(state[wrong[0]].shape) if wrong[0] in state else "absent" for state in (given, wanted)]

@@ -7,7 +7,7 @@ from deeplense.errors import ModelError
 from deeplense.models import backbone
 from deeplense.models.compact import CompactNet
 
-NAMES = ["compact", *backbone.ARCHITECTURES]
+NAMES = [*backbone.OURS, *backbone.ARCHITECTURES]
 # With three colours and 1,000 classes, as published: torchvision's and timm's tables, and the ConvNeXt V2 paper.
 PUBLISHED_PARAMETERS = {
     "microsoft/resnet-18": 11_689_512,
@@ -45,6 +45,46 @@ def test_architectures_are_the_published_ones(name, parameters):
 
 def test_compact_has_the_promised_size():
     assert 0.3e6 < count(CompactNet(1, 3)) < 0.5e6
+
+
+def test_the_briefs_network_is_two_convolutions_then_dense_layers():
+    network = backbone.build(ModelConfig(name="brief-cnn"), 3, 1)
+    kinds = [type(part).__name__ for part in network.modules() if not list(part.children())]
+    assert kinds.count("Conv2d") == 2 and kinds.count("Linear") == 2 and kinds.count("MaxPool2d") == 2
+    # Weights and biases by hand: 3x3 kernels from 3 to 32 to 64 channels, 64 maps of 16x16 to 128 to 1.
+    assert count(network) == (27 + 1) * 32 + (288 + 1) * 64 + (64 * 256 + 1) * 128 + 129
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 24, 30), (4, 101, 101), (3, 64, 64)])
+def test_the_briefs_network_takes_any_image(shape):
+    network = backbone.build(ModelConfig(name="brief-cnn"), shape[0], 1)
+    assert network(torch.randn(2, *shape)).shape == (2, 1)
+    if shape[-1] == 64:
+        features = torch.randn(2, 64, 16, 16)
+        assert torch.equal(network.grid(features), features), "at 64 pixels nothing is averaged"
+
+
+def test_an_ensemble_averages_logits_or_log_probabilities():
+    from deeplense.models.ensemble import Ensemble
+
+    x = torch.randn(5, 1, 24, 24)
+    for outputs in (1, 3):
+        members = [backbone.build(ModelConfig(width=4), 1, outputs).eval() for _ in range(3)]
+        answers = [member(x) for member in members]
+        mean = Ensemble(members).eval()(x)
+        if outputs == 1:
+            torch.testing.assert_close(mean, sum(answers) / 3)
+        else:  # the geometric mean of their probabilities
+            product = (answers[0].softmax(1) * answers[1].softmax(1) * answers[2].softmax(1)) ** (1 / 3)
+            torch.testing.assert_close(mean.softmax(1), product / product.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("name", ["brief-cnn", "compact", "resnet-18", "convnextv2-atto-1k-224", "efficientnet-b0"])
+def test_first_and_last_layers_are_found(name):
+    network = backbone.build(ModelConfig(name=name), 2, 5)
+    first = network.state_dict()[backbone.first_convolution(network)]
+    last = network.get_submodule(backbone.last_layer(network))
+    assert first.shape[1] == 2 and last.out_features == 5
 
 
 @pytest.mark.parametrize("name", ["resnet-18", "convnextv2-atto-1k-224"])

@@ -1,5 +1,7 @@
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,29 +10,41 @@ from deeplense.data.module import LensDataset
 from deeplense.data.transform import Preprocess, d4
 from deeplense.errors import ConfigError
 from deeplense.tasks import TASKS, get, schedule
-from toy import CLASSES, lens_set, tiny
+from toy import SETS, lens_set, tiny
 
 
 def make(name="substructure", **changes):
     settings = Config(**{**tiny("unused").model_dump(), "task": name, **changes})
-    return get(name)(settings, CLASSES, 1, Preprocess((24, 24)).fit(lens_set(30).images))
+    images = SETS[name](30)
+    return get(name)(settings, images.classes, 1, Preprocess((24, 24)).fit(images.images))
 
 
+def test_every_task_has_images_here():
+    assert SETS.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize("loss", [{}, {"focal": 2.0, "class_weights": True, "label_smoothing": 0.1}])
+@pytest.mark.parametrize("ensemble", [1, 2])
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_keeps_the_contract(name):
-    task = make(name)
-    batch = LensDataset(lens_set(12)).__getitems__(range(12))
+def test_every_task_keeps_the_contract(name, ensemble, loss):
+    task = make(name, loss=loss, train={**tiny("unused").train.model_dump(), "ensemble": ensemble})
+    images = SETS[name](12)
+    batch = LensDataset(images).__getitems__(range(12))
     output = task(batch["image"])
     loss = task.loss(output, batch)
     assert loss.shape == (12,) and loss.isfinite().all()
     loss.mean().backward()
-    assert all(p.grad is not None for p in task.network.parameters())
-    validated = task.validated_on(lens_set(12), batch_size=5)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.network.parameters())
+    validated = task.validated_on(images, batch_size=5)
     assert all(len(column) == 12 for column in validated.values())
+    torch.testing.assert_close(validated["loss"], task.eval().loss(validated["output"], batch), rtol=1e-4, atol=1e-5)
     assert 0 <= task.score(validated) <= 1
-    task.calibration = task.calibrate(validated)
-    columns = task.columns(torch.cat(list(task.outputs(lens_set(12).images, batch_size=5))))
+    before = task.columns(validated["output"])
+    task.calibration = json.loads(json.dumps(task.calibrate(validated)))
+    columns = task.columns(torch.cat(list(task.outputs(images.images, batch_size=5))))
     assert all(column.shape == (12,) and column.isfinite().all() for column in columns.values())
+    assert list(columns) == list(before) and columns["label_pred"].dtype == torch.int64
+    assert any(name.startswith("p_") for name in columns)
 
 
 def test_unknown_task_names_the_nearest():
@@ -51,6 +65,29 @@ def test_label_smoothing_acts_in_training_only():
     smooth = 0.7 * each[1] + 0.3 * each.mean()  # Szegedy et al., arXiv:1512.00567, section 7
     torch.testing.assert_close(task.train().loss(logits, batch)[0], smooth)
     torch.testing.assert_close(task.eval().loss(logits, batch)[0], each[1])
+
+
+def test_class_weights_and_the_focal_factor_multiply_the_loss():
+    logits, batch = torch.tensor([[0.0, 1.0, -2.0], [3.0, 0.0, 0.0]]), {"label": torch.tensor([1, 2])}
+    plain = make().loss(logits, batch)
+    task = make(loss=LossConfig(focal=2.0))
+    task.know_mixture(np.array([0.5, 0.3, 0.2]), np.array([1.0, 3.0, 0.5]))
+    np.testing.assert_allclose(task.train_shares, np.array([0.5, 0.9, 0.1]) / 1.5)
+    p = logits.softmax(dim=1)[[0, 1], batch["label"]]
+    weighted = torch.tensor([3.0, 0.5]) * plain  # Lin et al., arXiv:1708.02002, eq. 4
+    torch.testing.assert_close(task.train().loss(logits, batch), (1 - p) ** 2 * weighted)
+    torch.testing.assert_close(task.eval().loss(logits, batch), weighted)
+
+
+def test_a_focal_exponent_below_one_has_a_gradient_at_certainty():
+    task, logits = make(loss=LossConfig(focal=0.5)).train(), torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    task.loss(logits, {"label": torch.tensor([0])}).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_no_prevalence_can_be_set_where_there_is_none():
+    with pytest.raises(ConfigError, match="a substructure run has no prevalence"):
+        make().retarget(0.1)
 
 
 def test_score_is_the_mean_one_vs_rest_auc():

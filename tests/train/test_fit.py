@@ -13,7 +13,7 @@ from deeplense import config, train, weights
 from deeplense.errors import ConfigError, DataError, ModelError, RunError
 from deeplense.predict import Predictor
 from deeplense.train import callbacks, folder
-from toy import data, lens_set, tiny, write_folder
+from toy import SETS, data, finder_data, lens_set, tiny, tiny_finder, write_folder
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -198,6 +198,31 @@ def test_init_starts_from_the_weights_of_a_run(run, tmp_path):
         train.build_task(tiny(tmp_path / "a", f"model.init={run}", "model.width=8"), data())
 
 
+def test_the_finder_sees_what_the_settings_make_of_rare_lenses(tmp_path, caplog):
+    """One lens in four: a network that draws classes evenly, or weighs them evenly, has seen one in two."""
+    shares = {}
+    for balanced in (False, True):
+        for weighted in (False, True):
+            words = [f"data.balanced={str(balanced).lower()}", f"loss.class_weights={str(weighted).lower()}"]
+            task = train.build_task(tiny_finder(tmp_path / "a", *words), finder_data())
+            shares[balanced, weighted] = task.train_shares[1]
+            assert ("count twice" in caplog.text) == (balanced and weighted)
+            weights_of_classes = [2 / 3, 2.0] if weighted else [1.0, 1.0]
+            np.testing.assert_allclose(task.class_weights, weights_of_classes, rtol=1e-6)
+    # Both: drawn alike, and a lens counts three times as much.
+    assert shares == pytest.approx(
+        {(False, False): 1 / 4, (True, False): 1 / 2, (False, True): 1 / 2, (True, True): 3 / 4}
+    )
+
+
+def test_the_finder_finds_and_its_calibration_is_finite(tmp_path):
+    run = train.fit(tiny_finder(tmp_path / "a", "model.width=8", "train.epochs=8"), finder_data(320))
+    card = weights.load_card(run)
+    assert card["scores"]["val_score_name"] == "average precision" and card["scores"]["val_score"] > 0.8
+    assert np.isfinite(list(card["calibration"].values())).all()
+    assert card["calibration"]["val_prevalence"] == 0.25
+
+
 def test_moving_average_is_the_weighted_sum_of_the_past():
     update = callbacks._average_fn(0.9)
     averages, counter = [torch.zeros(1)], torch.tensor(0)
@@ -224,7 +249,8 @@ def test_checkpoints_hold_plain_tensors_only(run):
 
 @pytest.mark.parametrize("name", [n for n in config.names() if n.startswith("tiny/")])
 def test_every_tiny_config_runs_from_a_folder_of_images(name, tmp_path, caplog):
-    images = write_folder(lens_set(60, size=40), tmp_path / "images")
+    settings = config.load(name)
+    images = write_folder(SETS[settings.task](60, size=40), tmp_path / "images")
     settings = config.load(name, [f"data={images}", f"out={tmp_path / 'run'}"])
     with caplog.at_level(logging.INFO):
         run = train.fit(settings, train.load_data(settings))
@@ -233,7 +259,7 @@ def test_every_tiny_config_runs_from_a_folder_of_images(name, tmp_path, caplog):
     for kind in settings.train.export:
         exported = weights.load(run / f"weights.{kind}")
         assert all(torch.equal(weight, exported[key]) for key, weight in weights.load(run).items())
-    assert Predictor.load(run).predict(lens_set(4, size=40)).num_rows == 4
+    assert Predictor.load(run).predict(SETS[settings.task](4, size=40)).num_rows == 4
 
 
 def test_load_data_splits_by_class_and_thins_training_only(tmp_path):

@@ -4,16 +4,19 @@ References:
     Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599: temperature (eq. 9) and ECE (eq. 3).
     Saerens et al., Adjusting the outputs of a classifier to new a priori probabilities (2002), eq. 2.4.
     Broecker & Smith, Increasing the reliability of reliability diagrams (2007): what chance alone would give.
+    Alexandari et al., Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label Shift Adaptation,
+    arXiv:1901.06852, section 3: temperature and bias.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax, logit, softmax
 
 from deeplense.errors import DataError
 from deeplense.evaluate.arrays import as_float, check_logits, check_probs
@@ -141,3 +144,71 @@ def prior_shift(probs: Any, from_prior: Any, to_prior: Any) -> np.ndarray:
         raise DataError(f"priors {old} -> {new}: the first must be above 0 everywhere, the second nowhere below 0")
     weighted = probs * (new / new.sum()) / (old / old.sum())
     return weighted / weighted.sum(axis=1, keepdims=True)
+
+
+# Without many lenses the fit stays near T = 1, b = 0: scatter of normal priors on 1/T and on b, in nats.
+SLOPE_SCATTER, BIAS_SCATTER = 1.0, 2.0
+
+
+def fit_binary(logits: Any, label: Any, train_prevalence: float) -> dict[str, float]:
+    """Temperature T and bias b that turn a binary network's logits into log-odds that mean what they say.
+
+    The mixture that the network was trained on is taken out of a logit z first, ``l = z - logit(train_prevalence)``.
+    Then ``l / T + b + logit(prevalence)`` are the log-odds where ``prevalence`` of all images are positive, and T and b
+    are most likely, given the weak priors above, at the prevalence of these images.
+
+    Args:
+        logits: shape (N,), from images that were not trained on, in their true mixture.
+        label: 0 or 1, shape (N,).
+        train_prevalence: share of positive images that the network saw, weights included; strictly between 0 and 1.
+
+    Returns:
+        ``temperature``, ``bias``, ``train_prevalence`` and ``val_prevalence``: what :func:`binary_log_odds` needs.
+
+    Raises:
+        DataError: shapes do not fit together, a logit is NaN or infinite, or the prevalence is out of range.
+    """
+    values = as_float(logits)
+    checked, label = check_logits(np.stack([np.zeros_like(values), values], axis=-1), label)
+    log_ratio = checked[:, 1] - _log_odds_of("train_prevalence", train_prevalence)
+    positive = int(label.sum())
+    # Without images of both kinds the mixture is as uncertain as Laplace's rule says.
+    val = positive / len(label) if 0 < positive < len(label) else (positive + 1) / (len(label) + 2)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, bias = parameters
+        odds = slope * log_ratio + bias + logit(val)
+        wrong = expit(odds) - label
+        off = np.array([(slope - 1) / SLOPE_SCATTER**2, bias / BIAS_SCATTER**2])
+        penalty = 0.5 * float(off @ [slope - 1, bias])
+        likelihood = float((np.logaddexp(0, odds) - label * odds).sum())
+        return likelihood + penalty, np.array([wrong @ log_ratio, wrong.sum()]) + off
+
+    # Convex in the slope 1/T and the bias: one minimum, finite also where the two classes do not overlap.
+    bounds = [(1 / TEMPERATURES[1], 1 / TEMPERATURES[0]), (-20.0, 20.0)]
+    slope, bias = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=bounds, method="L-BFGS-B", tol=1e-12).x
+    fitted = {"temperature": 1 / slope, "bias": bias, "train_prevalence": train_prevalence, "val_prevalence": val}
+    return {name: float(value) for name, value in fitted.items()}
+
+
+def binary_log_odds(logits: Any, calibration: Mapping[str, float], prevalence: float | None = None) -> Any:
+    """Calibrated log-odds of the positive class, of the type and shape of ``logits`` (an array or a tensor).
+
+    Args:
+        logits: as the network gives them.
+        calibration: as :func:`fit_binary` returns it; where it is empty, the logits are taken at their word.
+        prevalence: share of positive images where the network is used; that of the validation images if None.
+
+    Raises:
+        DataError: the prevalence is not strictly between 0 and 1.
+    """
+    before = _log_odds_of("train_prevalence", calibration.get("train_prevalence", 0.5))
+    there = calibration.get("val_prevalence", 0.5) if prevalence is None else prevalence
+    after = calibration.get("bias", 0.0) + _log_odds_of("prevalence", there)
+    return (logits - before) / calibration.get("temperature", 1.0) + after
+
+
+def _log_odds_of(name: str, prevalence: float) -> float:
+    if not 0 < prevalence < 1:
+        raise DataError(f"{name}={prevalence:g} is out of range; a share of all images lies between 0 and 1")
+    return float(logit(prevalence))

@@ -1,4 +1,4 @@
-"""Image classifiers by name: our compact network, or any that transformers knows."""
+"""Image classifiers by name: our own networks, or any that transformers knows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from deeplense.config import ModelConfig
 from deeplense.errors import ModelError, did_you_mean
 from deeplense.models.compact import CompactNet
+from deeplense.models.finder_cnn import FinderCNN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+OURS = ("compact", "brief-cnn")
 # Architectures that build without any network; the numbers are those of each model card's config.json.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "microsoft/resnet-18": {
@@ -85,12 +87,14 @@ def build(
     Raises:
         ModelError: no such network, or its weights cannot be had.
     """
-    if model.name == "compact":
+    if model.name in OURS:
         if model.pretrained:
-            raise ModelError("compact has no ImageNet weights; set model.pretrained=false, or model.init=RUN")
+            raise ModelError(f"{model.name} has no ImageNet weights; set model.pretrained=false, or model.init=RUN")
+        if model.name == "brief-cnn":
+            return FinderCNN(in_channels, num_outputs)
         return CompactNet(in_channels, num_outputs, model.width)
     if architecture is not None:
-        return TransformersNet(_from_dict(architecture))
+        return TransformersNet(_from_dict(resized(architecture, in_channels, num_outputs)))
     network = TransformersNet(_architecture(model, in_channels, num_outputs))
     if model.pretrained:
         network.network.load_state_dict(_pretrained_state(model.name, in_channels, num_outputs))
@@ -135,13 +139,37 @@ def _pretrained_state(name: str, in_channels: int, num_outputs: int) -> dict[str
         raise _out_of_reach(name) from error
     state = network.state_dict()
     first = next(key for key, weight in state.items() if weight.ndim == 4 and weight.shape[1] == 3)
-    # A grey image in every colour channel gives the sum over colours; shared out evenly among several channels.
-    state[first] = state[first].sum(dim=1, keepdim=True).repeat(1, in_channels, 1, 1) / in_channels
+    state[first] = fit_channels(state[first], in_channels)
     return state
 
 
+def fit_channels(kernels: Tensor, channels: int) -> Tensor:
+    """Kernels (O, C, h, w) of a first convolution for another number of channels, (O, channels, h, w).
+
+    A grey image in every channel gives the sum over channels; it is shared out evenly, so that the answer is the same.
+    """
+    return kernels.sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) / channels
+
+
+def first_convolution(network: nn.Module) -> str | None:
+    """The name of the kernels that images meet first."""
+    return next((f"{name}.weight" for name, part in network.named_modules() if isinstance(part, nn.Conv2d)), None)
+
+
+def last_layer(network: nn.Module) -> str | None:
+    """The name of the linear layer that gives the outputs."""
+    return next((name for name, part in reversed([*network.named_modules()]) if isinstance(part, nn.Linear)), None)
+
+
+def resized(architecture: dict[str, Any], in_channels: int, num_outputs: int) -> dict[str, Any]:
+    """A stored transformers architecture for other numbers of channels and outputs."""
+    names = {"id2label", "label2id", "num_labels"}  # number and names of the outputs contradict one another otherwise
+    values = {key: value for key, value in architecture.items() if key not in names}
+    return {**values, "num_channels": in_channels, "num_labels": num_outputs}
+
+
 def _out_of_reach(name: str) -> ModelError:
-    known = ["compact", *ARCHITECTURES]
+    known = [*OURS, *ARCHITECTURES]
     if Path(name).is_dir():
         return ModelError(f"{name} holds no image classifier that transformers reads (config.json, model.safetensors)")
     return ModelError(

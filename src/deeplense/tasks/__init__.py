@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from deeplense.errors import ConfigError, did_you_mean
 from deeplense.tasks.base import LensTask
+from deeplense.tasks.finder import FinderTask
 from deeplense.tasks.substructure import SubstructureTask
 
-TASKS: dict[str, type[LensTask]] = {"substructure": SubstructureTask}
+TASKS: dict[str, type[LensTask]] = {"substructure": SubstructureTask, "finder": FinderTask}
 
 
 def get(name: str) -> type[LensTask]:

@@ -15,7 +15,9 @@ from deeplense.config import Config
 from deeplense.data.module import Batch, LensDataset
 from deeplense.data.schema import LensSet
 from deeplense.data.transform import SYMMETRIES, Augment, Preprocess, d4
-from deeplense.errors import DataError
+from deeplense.errors import ConfigError, DataError
+from deeplense.models import backbone
+from deeplense.models.ensemble import Ensemble
 from deeplense.tasks.schedule import configure
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,11 @@ class LensTask(L.LightningModule):
         network: prepared images -> outputs; the only part that has weights.
         preprocess: what happens to raw images before it, in training and in prediction alike.
         calibration: numbers found on the validation images after training, used by :meth:`columns`.
+        class_weights: how much an image of each class counts in the loss, (K,).
+        train_shares: how often the network met each class in training, weights included, (K,).
     """
+
+    class_weights: Tensor
 
     score_name = "score"  # what the validation score is, for people; larger is better
 
@@ -45,14 +51,18 @@ class LensTask(L.LightningModule):
         super().__init__()
         self.config, self.classes, self.in_channels, self.preprocess = config, classes, in_channels, preprocess
         self.augment = Augment(config.augment)
-        self.network = self.build(architecture)
+        members = [self.build(architecture) for _ in range(config.train.ensemble)]
+        self.network = members[0] if len(members) == 1 else Ensemble(members)
         self.calibration: dict[str, Any] = {}
+        self.train_shares = np.full(len(classes), 1 / len(classes))
+        self.register_buffer("class_weights", torch.ones(len(classes)), persistent=False)
         self._validated: list[Columns] = []
+        self._learning: list[nn.Parameter] = []
 
     # What a task defines.
 
     def build(self, architecture: dict[str, Any] | None) -> nn.Module:
-        """The network; ``architecture`` is what a stored run knows of it."""
+        """The network, or a member of an ensemble; ``architecture`` is what a stored run knows of it."""
         raise NotImplementedError
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -75,11 +85,56 @@ class LensTask(L.LightningModule):
         """The columns of the table of predictions, by name, from outputs (B, ...)."""
         raise NotImplementedError
 
+    def retarget(self, prevalence: float) -> None:
+        """Have :meth:`columns` speak of images of which another share is positive.
+
+        Raises:
+            ConfigError: this kind of task has no such share, or it is out of range.
+        """
+        raise ConfigError(f"a {self.config.task} run has no prevalence that could be set: leave it out")
+
     # What they share.
+
+    def know_mixture(self, drawn: np.ndarray, weights: np.ndarray) -> None:
+        """Say how often training draws each class, and how much its images count in the loss, (K,) each."""
+        self.train_shares = drawn * weights / (drawn * weights).sum()
+        self.class_weights = torch.as_tensor(weights, dtype=torch.float32)
+
+    def weigh(self, losses: Tensor, log_p: Tensor, label: Tensor) -> Tensor:
+        """Losses (B,) times their class weights; in training the focal factor lowers those of images that are right.
+
+        Args:
+            log_p: log-probability that the network gives to the truth, (B,).
+            label: class numbers, (B,).
+
+        References:
+            Focal Loss for Dense Object Detection, arXiv:1708.02002, eq. 4 and 5.
+        """
+        if self.training and self.config.loss.focal:
+            # Not quite 0, where an exponent below 1 has no gradient.
+            losses = losses * (-torch.expm1(log_p)).clamp(min=1e-12) ** self.config.loss.focal
+        return losses * self.class_weights[label]
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw images (B, C, H, W) -> outputs of the network."""
         return self.network(self._layout(self.preprocess(images)))
+
+    def on_fit_start(self) -> None:
+        self._learning = [p for p in self.network.parameters() if p.requires_grad]
+
+    def on_train_epoch_start(self) -> None:
+        if self.config.train.freeze:
+            self._set_frozen(self.current_epoch < self.config.train.freeze)
+
+    def _set_frozen(self, is_frozen: bool) -> None:
+        """Let only the last layer learn, all else as in prediction, so that batch statistics stay; or all of it."""
+        last = backbone.last_layer(self.network)
+        if last is None:
+            raise ConfigError(f"model.name={self.config.model.name} ends in no linear layer: train.freeze=0 is needed")
+        for parameter in self._learning:
+            parameter.requires_grad_(not is_frozen)
+        self.network.train(not is_frozen)
+        self.network.get_submodule(last).requires_grad_(True).train()
 
     def _layout(self, images: Tensor) -> Tensor:
         last = self.config.train.channels_last
@@ -115,13 +170,14 @@ class LensTask(L.LightningModule):
 
     @torch.inference_mode()
     def validated_on(self, lens_set: LensSet, batch_size: int) -> Columns:
-        """:meth:`truth` for all images of a set, on the CPU: what :meth:`calibrate` wants."""
+        """:meth:`truth` for all images of a set, on the CPU: what :meth:`calibrate` wants; and their ``loss``."""
         self.eval()
         dataset, parts = LensDataset(lens_set), []
         for start in range(0, len(dataset), batch_size):
             batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
             batch = {name: column.to(self.device) for name, column in batch.items()}
-            parts.append(self.truth(self.averaged(batch["image"]), batch))
+            output = self.averaged(batch["image"])
+            parts.append({"loss": self.loss(output, batch), **self.truth(output, batch)})
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     @torch.inference_mode()

@@ -25,7 +25,10 @@ class SubstructureTask(LensTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         smoothing = self.config.loss.label_smoothing if self.training else 0.0
-        return F.cross_entropy(output.float(), batch["label"], label_smoothing=smoothing, reduction="none")
+        label = batch["label"]
+        losses = F.cross_entropy(output.float(), label, label_smoothing=smoothing, reduction="none")
+        log_p = output.float().log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+        return self.weigh(losses, log_p, label)
 
     def score(self, validated: Columns) -> float:
         """One-vs-rest AUC, the mean over classes."""

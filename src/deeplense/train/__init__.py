@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deeplense import weights
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
-from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, RunError
-from deeplense.tasks import LensTask, get
+from deeplense.tasks import LensTask
 from deeplense.train import folder
+from deeplense.train.build import build_task
 from deeplense.train.callbacks import AtomicCheckpointIO, Keeper, average
+from deeplense.train.ensemble import fit_ensemble
 from deeplense.train.folder import check_free
 from deeplense.train.load import load_data
+from deeplense.train.start import ALONE, Place, adopt
 
-__all__ = ["check_free", "fit", "load_data"]
+__all__ = ["build_task", "check_free", "fit", "load_data"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +41,18 @@ def fit(config: Config, data: LensDataModule, progress: bool = True) -> Path:
     Raises:
         RunError: the folder is in the way, training was stopped, or the disk is full.
     """
+    config = adopt(config)
+    check_free(config)
+    fit_run = partial(_fit_run, progress=progress)
+    return fit_run(config, data) if config.train.ensemble == 1 else fit_ensemble(config, data, fit_run)
+
+
+def _fit_run(config: Config, data: LensDataModule, place: Place = ALONE, *, progress: bool) -> Path:
+    """Train one network; ``place`` says which member of an ensemble it is."""
     run = Path(config.out)
     check_free(config)
     L.seed_everything(config.seed, verbose=False)
-    task = build_task(config, data)
+    task = build_task(config, data, place)
     keeper = Keeper(run, config.seed, config.train.patience, task.score_name)
     with _quiet(), _stopping(run, keeper):
         trainer = _trainer(config, keeper, progress)
@@ -51,19 +61,6 @@ def fit(config: Config, data: LensDataModule, progress: bool = True) -> Path:
         if trainer.is_global_zero:
             _finish(task.to(trainer.strategy.root_device), data, keeper)
     return run
-
-
-def build_task(config: Config, data: LensDataModule) -> LensTask:
-    """The untrained task for these images, with the normalisation of the training images."""
-    channels, height, width = data.image_shape
-    model = config.model
-    preprocess = Preprocess((height, width), model.crop, model.size, model.stretch).fit(data.train.images)
-    task = get(config.task)(config, data.classes, channels, preprocess)
-    if model.init is not None:
-        weights.load_into(task.network, Path(model.init))
-    if config.train.channels_last:
-        task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return task
 
 
 def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
@@ -75,7 +72,7 @@ def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
         return L.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
-            strategy="ddp" if train.devices > 1 else "auto",
+            strategy=_strategy(config),
             precision=_precision(config),
             max_epochs=train.epochs,
             accumulate_grad_batches=train.accumulate,
@@ -91,6 +88,13 @@ def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
         )
     except MisconfigurationException as error:
         raise ConfigError(f"train.accelerator={train.accelerator}, devices={train.devices}: {error}") from error
+
+
+def _strategy(config: Config) -> str:
+    if config.train.devices == 1:
+        return "auto"
+    # While most of the network is frozen, its gradients do not come, and nobody should wait for them.
+    return "ddp_find_unused_parameters_true" if config.train.freeze else "ddp"
 
 
 def _precision(config: Config) -> Any:
@@ -124,9 +128,7 @@ def _finish(task: LensTask, data: LensDataModule, keeper: Keeper) -> None:
     task.load_state_dict(keeper.best)
     task.calibration = task.calibrate(task.validated_on(data.val, data.batch_size))
     scores = {name: row[name] for name in ("epoch", "val_loss", "val_score")} | {"val_score_name": task.score_name}
-    weights.save_task(task, run, scores=scores, data=data.fingerprint())
-    for kind in task.config.train.export:
-        weights.export(task, run / f"weights.{kind}")
+    folder.finish(task, run, scores=scores, data=data.fingerprint())
     logger.info(
         "%s: best of %d epochs is %d, %s %.4f", run, len(keeper.rows), row["epoch"], task.score_name, row["val_score"]
     )

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 
 from deeplense import config as configs
+from deeplense import weights
 from deeplense.config import Config
 from deeplense.data.files import write_json, write_text
 from deeplense.data.module import LensDataModule
 from deeplense.errors import RunError
+from deeplense.tasks import LensTask
 from deeplense.train.callbacks import LAST
+from deeplense.train.start import adopt
 from deeplense.weights import CARD
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ def check_free(config: Config) -> None:
     Raises:
         RunError: as said.
     """
-    run = Path(config.out)
+    run, config = Path(config.out), adopt(config)
     if (run / CARD).is_file():
         raise RunError(f"{run} is finished: choose another out=, or delete it")
     if (run / SETTINGS).is_file():
@@ -62,6 +65,13 @@ def check_free(config: Config) -> None:
                 f"{run} holds an unfinished run with another {', '.join(differing)}: "
                 "give the same settings to continue it, or choose another out="
             )
+
+
+def finish(task: LensTask, run: Path, **facts: Any) -> None:
+    """Write the trained task, then what ``train.export`` names, into the run folder."""
+    weights.save_task(task, run, **facts)
+    for kind in task.config.train.export:
+        weights.export(task, run / f"weights.{kind}")
 
 
 def environment(config: Config, data: LensDataModule) -> dict[str, Any]:
