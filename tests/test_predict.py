@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from deeplense import weights
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, DataError, RunError
-from deeplense.predict import Predictor, nan_fraction
+from deeplense.predict import Predictor
 from deeplense.tasks import get
 from toy import CLASSES, finder_set, lens_set, tiny, tiny_finder
 
@@ -88,16 +88,3 @@ def test_a_prevalence_is_refused_where_there_is_none_or_out_of_range(run, finder
         Predictor.load(run).retarget(0.1)
     with pytest.raises(ConfigError, match="above 0 and below 1"):
         Predictor.load(finder).retarget(1.0)
-
-
-def test_the_share_of_missing_pixels():
-    images = np.ones((5, 2, 4, 4), np.float32)
-    images[1, 0, 0, 0] = np.nan
-    images[3] = np.inf
-    np.testing.assert_allclose(nan_fraction(images, batch_size=2), [0, 1 / 32, 0, 1, 0])
-    assert nan_fraction(images[:0]).shape == (0,)
-
-
-def test_no_run(tmp_path):
-    with pytest.raises(RunError, match="does not exist"):
-        Predictor.load(tmp_path / "none")

@@ -139,8 +139,7 @@ def evaluate(
     """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
     from deeplense.evaluate.judge import judge
 
-    options: dict[str, Any] = {} if prevalence is None else {"prevalence": prevalence}
-    metrics = judge(run, _images(settings), out, **options)
+    metrics = judge(run, _images(settings), out, prevalence=prevalence)
     print(_summary(metrics))
     print(f"report: {(out or run) / 'report.html'}")
 
@@ -247,7 +246,7 @@ def _images(settings: list[str] | None) -> Any:
         raise ConfigError("no images are named: add data=DIR")
     splits = find_splits(data.path)
     which = next((split for split in ("test", "val") if split in splits), None)
-    return read(data.path, split=which, max_bad_fraction=data.max_bad_fraction, max_memory_gb=data.max_memory_gb)
+    return read(data.path, split=which, **data.reading())
 
 
 def _summary(metrics: dict[str, Any]) -> str:

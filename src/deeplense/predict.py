@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -66,8 +65,8 @@ class Predictor:
         """
         columns = self.task.columns(self.outputs(lens_set, batch_size))
         named = {name: column.numpy() for name, column in columns.items()}
-        missing = nan_fraction(lens_set.images, batch_size)
-        return pa.table({"name": pa.array(lens_set.name, pa.string()), **named, "nan_fraction": missing})
+        missing = {"nan_fraction": lens_set.nan_fraction()}
+        return pa.table({"name": pa.array(lens_set.name, pa.string()), **named, **missing})
 
     def retarget(self, prevalence: float) -> Predictor:
         """This predictor, for images of which another share are lenses than among those of validation.
@@ -77,15 +76,6 @@ class Predictor:
         """
         self.task.retarget(prevalence)
         return self
-
-
-def nan_fraction(images: np.ndarray, batch_size: int = 128) -> np.ndarray:
-    """Share of each image's pixels that are NaN or infinite, float32 (N,), for images (N, C, H, W)."""
-    share = np.empty(len(images), np.float32)
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        share[rows] = 1 - np.isfinite(images[rows]).mean(axis=(1, 2, 3))
-    return share
 
 
 def check_table(path: Path | str) -> Path:

@@ -10,7 +10,6 @@ import torch
 
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
-from deeplense.data.split import class_weights
 from deeplense.data.transform import Preprocess
 from deeplense.tasks import LensTask, get
 from deeplense.train.start import ALONE, Place, start_from, stored_architecture
@@ -36,16 +35,15 @@ def new_task(config: Config, data: LensDataModule, architecture: dict[str, Any] 
     """The task with random weights: it knows the statistics of the training images and how often each class is met."""
     channels, height, width = data.image_shape
     model = config.model
-    preprocess = Preprocess((height, width), model.crop, model.size, model.stretch).fit(data.train.images)
+    framing = (model.crop, model.size, model.stretch, model.clip, model.clip_by)
+    preprocess = Preprocess((height, width), *framing).fit(data.train.images)
     task = get(config.task)(config, data.classes, channels, preprocess, architecture)
-    task.know_mixture(*_mixture(config, data))
+    task.know_mixture(data.train_prevalence, _class_weights(config, data))
     return task
 
 
-def _mixture(config: Config, data: LensDataModule) -> tuple[np.ndarray, np.ndarray]:
-    """How often training draws each class, and how much its images count in the loss, (K,) each."""
-    num, label = len(data.classes), np.asarray(data.train.label)
+def _class_weights(config: Config, data: LensDataModule) -> np.ndarray:
+    """How much the images of each class count in the loss, shape (K,)."""
     if config.data.balanced and config.loss.class_weights:
         logger.warning("data.balanced and loss.class_weights both favour rare classes: together they count twice")
-    drawn = np.full(num, 1 / num) if config.data.balanced else np.bincount(label, minlength=num) / len(label)
-    return drawn, class_weights(label, num) if config.loss.class_weights else np.ones(num)
+    return data.class_weights if config.loss.class_weights else np.ones(len(data.classes))
