@@ -97,9 +97,8 @@ def test_a_network_learns_what_is_there(tmp_path):
 def test_the_briefs_folders_of_lenses_are_trained_on_and_their_test_part_is_left_alone(tmp_path):
     """train_lenses, train_nonlenses, test_lenses, test_nonlenses, as the notebook has them."""
     for seed, part in ((1, "train"), (2, "test")):
-        write_folder(
-            replace(finder_set(80, seed, channels=3), classes=(f"{part}_nonlenses", f"{part}_lenses")), tmp_path
-        )
+        images = finder_set(80, seed, channels=3)
+        write_folder(replace(images, classes=(f"{part}_nonlenses", f"{part}_lenses")), tmp_path / "images")
     settings = configs.load("tiny/brief-finder", [f"data={tmp_path / 'images'}", f"out={tmp_path / 'run'}"])
     module = dl.load_data(settings)
     assert {Path(name).stem.split("-")[1] for name in [*module.train.name, *module.val.name]} == {"1"}
