@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import deeplense as dl
 from deeplense import config as configs
 from deeplense import demo
 from deeplense.simulate.stream import simulated_set
-from toy import write_folder
+from toy import finder_set, write_folder
 
 FEW = ["data.num=96", "data.num_val=48", "data.batch_size=24", "data.strength=[1.0]"]
 # The JSON of a ResNet-50 has 580 MB: that export is tested on the tiny form of the brief's config.
@@ -90,6 +92,32 @@ def test_a_network_learns_what_is_there(tmp_path):
     settings = configs.load("tiny/common-test", [*changes, f"out={tmp_path / 'run'}"])
     run = dl.fit(settings, dl.load_data(settings), progress=False)
     assert json.loads((run / "model.json").read_text())["scores"]["val_score"] > 0.75
+
+
+def test_the_briefs_folders_of_lenses_are_trained_on_and_their_test_part_is_left_alone(tmp_path):
+    """train_lenses, train_nonlenses, test_lenses, test_nonlenses, as the notebook has them."""
+    for seed, part in ((1, "train"), (2, "test")):
+        images = finder_set(80, seed, channels=3)
+        write_folder(replace(images, classes=(f"{part}_nonlenses", f"{part}_lenses")), tmp_path / "images")
+    settings = configs.load("tiny/brief-finder", [f"data={tmp_path / 'images'}", f"out={tmp_path / 'run'}"])
+    module = dl.load_data(settings)
+    assert {Path(name).stem.split("-")[1] for name in [*module.train.name, *module.val.name]} == {"1"}
+    run = dl.fit(settings, module, progress=False)
+    assert json.loads((run / "model.json").read_text())["classes"] == ["nonlenses", "lenses"]
+    test = dl.read(tmp_path / "images", split="test")
+    table = dl.Predictor.load(run).predict(test)
+    assert table.num_rows == 80 and "p_lenses" in table.column_names
+    assert roc_auc_score(test.label, table["score"]) > 0.9
+
+
+def test_genuine_lens_finding_images_are_trained_on_and_predicted(shared_data, tmp_path):
+    folder = shared_data / "lens-finding-figures"
+    settings = configs.load("tiny/finder", [f"data={folder}", f"out={tmp_path / 'run'}"])
+    run = dl.fit(settings, dl.load_data(settings), progress=False)
+    images = dl.read(folder, split="train")
+    assert images.images.shape == (38, 3, 64, 64)
+    table = dl.Predictor.load(run).predict(images)
+    assert np.isfinite(table["score"].to_numpy()).all() and max(table["nan_fraction"].to_pylist()) == 0
 
 
 def test_genuine_deeplense_files_are_read_and_predicted(shared_data, tmp_path):

@@ -40,12 +40,15 @@ def fit_ensemble(
     members = [_member(config, i) for i in range(number)]
     build_task(members[0], data, (0, number))  # nothing is written for settings that cannot work
     folder.prepare(config, data)
-    for i, member in enumerate(members):
-        if not (Path(member.out) / CARD).is_file():
-            logger.info("member %d of %d", i + 1, number)
-            data.seed = member.seed
-            fit_run(member, data, (i, number))
-    data.seed = config.seed
+    seed = data.seed  # of the order of the images
+    try:
+        for i, member in enumerate(members):
+            if not (Path(member.out) / CARD).is_file():
+                logger.info("member %d of %d", i + 1, number)
+                data.seed = member.seed
+                fit_run(member, data, (i, number))
+    finally:
+        data.seed = seed
     _finish(config, data, [Path(member.out) for member in members])
     return run
 
