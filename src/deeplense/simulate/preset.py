@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from deeplense.errors import ConfigError, did_you_mean
@@ -114,6 +115,38 @@ class Vortex(Table):
         return self
 
 
+class LineOfSight(Table):
+    """Haloes between observer and source that do not belong to the lens, cold or as warm as its subhaloes.
+
+    Attributes:
+        delta: how many there are over how many Sheth & Tormen's mass function has; 0 is none.
+        mass: of each, Msun, a ``power_law``; its slope should be near -1.9, for which the number is known.
+        planes: to which they are moved, that of the lens among them, evenly spread in comoving distance.
+        radius: of the cone that holds them, arcsec; behind the lens it narrows with the rays.
+        profile: "nfw", or "tnfw" (truncated NFW).
+        r_trunc: truncation radius of ``tnfw`` over r200; 1.75 is about the radius of 50 critical densities.
+        concentration_scatter: dex.
+        is_in_all_classes: also, as cold dark matter, in lenses without subhaloes: haloes in the way, not a signal.
+    """
+
+    delta: NotNegativePrior
+    mass: PositivePrior
+    planes: Annotated[int, Field(ge=1, le=50)] = 5
+    radius: Annotated[float, Field(gt=0)]
+    profile: Literal["nfw", "tnfw"] = "tnfw"
+    r_trunc: Annotated[float, Field(gt=0)] = 1.75
+    concentration_scatter: Annotated[float, Field(ge=0)] = 0.0
+    is_in_all_classes: bool = False
+
+    @model_validator(mode="after")
+    def _countable(self) -> LineOfSight:
+        if self.mass.power_law is None:
+            raise ValueError("mass = { power_law = [slope, lowest, highest] } is what haloes are counted with")
+        if not np.isfinite(self.delta.high):
+            raise ValueError("delta has no upper end: give it a range, or cut a normal one off by within")
+        return self
+
+
 class World(Table):
     """All priors of one fidelity.
 
@@ -121,6 +154,7 @@ class World(Table):
         about: one line on what this fidelity is for.
         is_mass_matched: lower the macro lens so that the mass inside theta_E is the same with and without substructure.
         sphere, vort: the substructure of the second and of the third class.
+        line_of_sight: haloes in front of the lens and behind it.
     """
 
     about: str
@@ -129,7 +163,13 @@ class World(Table):
     source: SourcePriors
     sphere: Sphere
     vort: Vortex | Sphere
+    line_of_sight: LineOfSight | None = None
     observation: Observation
+
+    @property
+    def has_line_of_sight(self) -> bool:
+        """Whether there are haloes in front of lenses or behind them."""
+        return self.line_of_sight is not None and self.line_of_sight.delta.high > 0
 
 
 def _family(world: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,4 +36,4 @@ def add_images(scenes: Scenes, bank: GalaxyBank, columns: Columns) -> Scenes:
     """The scenes with the pixels of their galaxies as ``source_image``, shape (B, S, S)."""
     like = scenes["source_angle"]
     images = torch.from_numpy(bank.images[columns["source_number"]]).to(like)
-    return Scenes(scenes.values | {"source_image": images})
+    return replace(scenes, values=scenes.values | {"source_image": images})
