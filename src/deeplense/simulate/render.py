@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deeplense.lensing import deflection, haloes, light, multipole, observe, raytrace
+from deeplense.lensing.compiled import hold
 from deeplense.lensing.deflection import Deflection
 from deeplense.simulate import survey
 from deeplense.simulate.observation import Exposure
@@ -69,6 +70,8 @@ def _deflect_plane(
     kappa: Tensor, found: tuple[Tensor, ...], lens: Callable[..., list[Deflection]] | None, x: Tensor, y: Tensor
 ) -> Deflection:
     """Haloes of a plane, the sheet that makes up for their mean mass, and the lens if it is there."""
+    # Held in one shape in all planes: compiled code has one piece for all haloes, and works out no position again.
+    x, y = (hold(p.expand(len(kappa), *p.shape[-2:]).contiguous()) for p in (x, y))
     fields = [deflection.deflect_sheet(x, y, kappa)]
     if found[0].shape[1]:
         fields.append((haloes.deflect_tnfw if len(found) > 4 else haloes.deflect_nfw)(x, y, *found))

@@ -18,7 +18,7 @@ from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.substructure import Columns
 
 # Each kind of draw has a stream of its own, so that the noise does not depend on how many numbers a scene took.
-SCENE, NOISE, FLAWS, GALAXIES = 0, 1, 2, 3
+SCENE, NOISE, FLAWS, GALAXIES, LENS_GALAXIES = range(5)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:

@@ -92,8 +92,8 @@ class StreamDataModule(LensDataModule):
         self.simulators = [made[strength] for strength in data.strength]
         last = self.simulators[-1]
         train = concatenate(list(last.stream(0, min(data.num, NUM_STATISTICS))))
-        # With observed galaxies as sources, those of the validation images are others.
-        judge = self._simulator(config, data.strength[-1], "val") if data.galaxies else last
+        # With observed galaxies, those of the validation images are others.
+        judge = self._simulator(config, data.strength[-1], "val") if data.galaxies or data.lens_galaxies else last
         val = concatenate(list(judge.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
         super().__init__(train, val, data.batch_size, config.seed)
         self.dataset = StreamDataset(self.simulators, data.num, data.fresh)
@@ -116,8 +116,9 @@ class StreamDataModule(LensDataModule):
         name = str(data.path).removeprefix(PREFIX)
         device = "cuda" if torch.cuda.is_available() and config.train.accelerator in ("auto", "gpu") else "cpu"
         settings = parse_settings(data.settings)
-        sources = (data.galaxies, part) if data.galaxies else (None, None)
-        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings, *sources)
+        options: dict[str, Any] = {"galaxies": data.galaxies, "lens_galaxies": data.lens_galaxies}
+        options |= {"part": part} if any(options.values()) else {}
+        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings, **options)
 
 
 def is_preset(path: str | None) -> bool:

@@ -64,10 +64,15 @@ def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
 
 
 def _groups(whole: LensSet) -> list[str] | None:
-    """The source galaxy of each image, or its own name where it has none; None where galaxies are not named."""
-    if whole.params is None or "source_galaxy" not in whole.params.column_names:
+    """The observed galaxy of each image, or its own name where it has none; None where galaxies are not named.
+
+    Sources first: only lenses have one, so that knowing a galaxy would be knowing the answer.
+    """
+    named = [] if whole.params is None else whole.params.column_names
+    column = next((name for name in ("source_galaxy", "lens_galaxy") if name in named), None)
+    if whole.params is None or column is None:
         return None
-    galaxies = whole.params["source_galaxy"].to_pylist()
+    galaxies = whole.params[column].to_pylist()
     return [galaxy or name for galaxy, name in zip(galaxies, whole.name, strict=True)]
 
 
