@@ -64,7 +64,7 @@ class ModelConfig(Section):
     init: str | None = None  # a run or a weights file to start from
     crop: PositiveInt | None = None  # centre crop, pixels
     size: PositiveInt | None = None  # resize (after the crop) to this many pixels
-    clip: tuple[Percent, Percent] | None = None  # percentiles of each image that are mapped to 0 and 1, the rest cut off
+    clip: tuple[Percent, Percent] | None = None  # percentiles of an image that are mapped to 0 and 1, the rest cut off
     clip_by: Literal["channel", "image"] = "channel"  # one scale for each channel, or one for all, which keeps colours
     stretch: Literal["none", "sqrt", "asinh"] = "none"
     average: Literal["none", "flips", "d4"] = "none"  # predict the mean over an image's 1, 4 or 8 mirrorings and turns

@@ -1,4 +1,4 @@
-"""Haloes along the line of sight: lenstronomy's rays through all planes, numbers and masses in closed form, mean mass."""
+"""Haloes along the line of sight: lenstronomy's rays through all planes, numbers in closed form, mean mass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def small(**more) -> Simulator:
 
 
 @pytest.mark.filterwarnings("ignore:Cosmology is provided")
-@pytest.mark.parametrize("changes", [{}, {"profile": "nfw", "planes": 4}, {"planes": 1}], ids=["tnfw", "nfw", "1 plane"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"profile": "nfw", "planes": 4}, {"planes": 1}], ids=["tnfw", "nfw", "1 plane"]
+)
 def test_images_are_lenstronomys(changes):
     made = simulator(**changes)
     index = [1, 4, 5, 8]

@@ -185,15 +185,21 @@ class Simulator:
         return sources.add_images(scenes, self.lens_bank, columns, "lens", spacing)
 
     def truth(self, index: int) -> dict[str, Any]:
-        """The parameters of one image, without rendering it: numbers, and arrays of its haloes."""
+        """The parameters of one image, without rendering it: numbers, and arrays of its haloes.
+
+        Raises:
+            ConfigError: the number is negative, or no whole one.
+        """
+        index = int(_checked([index])[0])
         groups = self._cached_groups(index // BLOCK)
         place = index % BLOCK
         return truth.row(groups[place % len(groups)], place // len(groups))
 
     def noiseless(self, index: Sequence[int] | np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
         """Mean electrons per second and pixel of any images behind the PSF, without sky, shape (N, C, H, W)."""
+        index = _checked(index)
         images = np.empty((len(index), *self.shape), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
-        for row, i in enumerate(np.asarray(index).tolist()):
+        for row, i in enumerate(index.tolist()):
             groups = self._cached_groups(i // BLOCK)
             kind, place = i % BLOCK % len(groups), i % BLOCK // len(groups)
             scenes = self._scenes(scene.select(groups[kind], slice(place, place + 1)), dtype)
@@ -230,7 +236,12 @@ class Simulator:
         return concatenate([self._cached_block(int(n)) for n in numbers]).select(place * BLOCK + index % BLOCK)
 
     def stream(self, start: int, stop: int) -> Iterator[LensSet]:
-        """Images start to stop - 1, a block or less at a time."""
+        """Images start to stop - 1, a block or less at a time.
+
+        Raises:
+            ConfigError: an end is negative, or no whole number.
+        """
+        _checked([start, stop])
         for number in range(start // BLOCK, -(-stop // BLOCK)):
             low, high = max(start, number * BLOCK), min(stop, (number + 1) * BLOCK)
             block = self.block(number)
@@ -260,6 +271,12 @@ class Simulator:
         # Random numbers are drawn outside the interpreter's lock: threads share the work.
         list(self._pool.map(_fill_normal, deviates.chunk(NOISE_PARTS), seeds.tolist()))
         return deviates
+
+
+def check_number(num: Any) -> None:
+    """Raises ConfigError if ``num`` is no number of images to be made."""
+    if not isinstance(num, int | np.integer) or num < 1:
+        raise ConfigError(f"num={num!r}: simulate one image or more, a whole number")
 
 
 def _checked(index: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The universe has its mean density already: what haloes add on average is taken away again by a uniform sheet in each
 plane (as in Gilman et al. 2020, arXiv:1908.06983), so that they bend rays more here and less there, but do not focus.
-Without it a classifier would find the mean mass. Positions are those that an observer would see if nothing bent the rays.
+Without it a classifier would find the mean mass. Positions are those that one would see if nothing bent the rays.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ def none(num: int) -> Columns:
     return columns | {"n_los": np.zeros(num, dtype=np.int64), "los_main": np.zeros(num)}
 
 
-def draw(kind: int, preset: Preset, world: World, columns: Columns, strength: float, rng: np.random.Generator) -> Columns:
+def draw(
+    kind: int, preset: Preset, world: World, columns: Columns, strength: float, rng: np.random.Generator
+) -> Columns:
     """The haloes of many lenses of one class, beside what is drawn of the lenses.
 
     Args:
@@ -111,9 +114,9 @@ def draw(kind: int, preset: Preset, world: World, columns: Columns, strength: fl
     Returns:
         ``n_los`` how many, shape (B,); ``los_kappa`` the convergence of each plane's sheet, 0 or less, and
         ``los_kappa_z``, shape (B, P); in shape (B, N), plane after plane, padded with no mass: ``los_x``, ``los_y``
-        (arcsec), ``los_z``, ``M_los`` (M200, Msun), ``los_alpha_Rs``, ``los_Rs``, ``los_r_trunc`` (arcsec); and the same for all:
-        ``los_room`` of each plane in these, shape (B, P), ``los_chi`` of planes and source, Mpc, shape (B, P + 1), and
-        ``los_main``, the number of the lens's plane.
+        (arcsec), ``los_z``, ``M_los`` (M200, Msun), ``los_alpha_Rs``, ``los_Rs``, ``los_r_trunc`` (arcsec). For all the
+        same: ``los_room`` of each plane in these, shape (B, P), ``los_chi`` of planes and source, Mpc, shape
+        (B, P + 1), and ``los_main``, the number of the lens's plane.
     """
     priors, num = given(world, kind), len(columns["theta_E"])
     if priors is None:
@@ -136,7 +139,7 @@ def draw(kind: int, preset: Preset, world: World, columns: Columns, strength: fl
         drawn.append((is_there, part))
         sheets.append(-delta * _mean_kappa(priors, preset, where, plane, half_mode_mass, strength))
     kept, room = _pack(drawn, rooms(kind, preset, world))
-    layout = {"los_kappa_z": where.z, "los_chi": [*where.chi, where.chi_source], "los_room": room}
+    layout: dict[str, Any] = {"los_kappa_z": where.z, "los_chi": [*where.chi, where.chi_source], "los_room": room}
     same = {name: np.tile(value, (num, 1)) for name, value in layout.items()} | {"los_main": np.full(num, where.main)}
     return {"n_los": (kept["M_los"] > 0).sum(1), "los_kappa": np.stack(sheets, 1)} | kept | same
 
@@ -161,7 +164,12 @@ def _masses(priors: LineOfSight) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _extend(
-    priors: LineOfSight, preset: Preset, z: float, mass: np.ndarray, half_mode_mass: np.ndarray, scatter: np.ndarray | float
+    priors: LineOfSight,
+    preset: Preset,
+    z: float,
+    mass: np.ndarray,
+    half_mode_mass: np.ndarray,
+    scatter: np.ndarray | float,
 ) -> Columns:
     """Strength, scale radius and truncation of haloes of a plane, shape of ``mass``."""
     median = haloes.concentration(mass, z) * haloes.concentration_drop(mass, half_mode_mass)
@@ -176,8 +184,8 @@ def _mean_kappa(
 ) -> np.ndarray:
     """Mean convergence of a plane's haloes in the middle of the cone where ``delta`` is 1, shape (B,).
 
-    It is their number times what each has of its mass inside of the cone's radius: what lies farther out from here is
-    missing in the middle, too, since there are no haloes beyond the cone.
+    It is their number times the mass that each has inside of the cone's radius: by symmetry, what haloes all over the
+    disc put on its middle is what one in the middle puts on the disc.
     """
     m, weight = _masses(priors)
     size = _extend(priors, preset, where.z[plane], m * strength, half_mode_mass, 0.0)

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from deeplense.simulate.galaxies import (
-    CLUMPS,
     DARK,
-    NEIGHBOURS,
     Columns,
     arms,
     clumps,
@@ -26,7 +24,7 @@ from deeplense.simulate.galaxies import (
     take_share,
     velocity_dispersion,
 )
-from deeplense.simulate.survey_priors import Population, SurveyWorld, Visibility
+from deeplense.simulate.survey_priors import CLUMPS, NEIGHBOURS, Population, SurveyWorld, Visibility
 
 
 def draw(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:

@@ -6,10 +6,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from deeplense.errors import ConfigError, did_you_mean
 from deeplense.simulate.observation import Observation, Table
@@ -115,6 +115,17 @@ class Vortex(Table):
         return self
 
 
+def _shape(given: Any) -> str:
+    """Subhaloes or a vortex: what more of the given keys belong to."""
+    if not isinstance(given, dict):
+        return "Sphere" if isinstance(given, Sphere) else "Vortex"
+    tables: list[type[Table]] = [Vortex, Sphere]
+    return max(tables, key=lambda table: len(given.keys() & table.model_fields.keys())).__name__
+
+
+Substructure = Annotated[Annotated[Vortex, Tag("Vortex")] | Annotated[Sphere, Tag("Sphere")], Discriminator(_shape)]
+
+
 class LineOfSight(Table):
     """Haloes between observer and source that do not belong to the lens, cold or as warm as its subhaloes.
 
@@ -140,7 +151,7 @@ class LineOfSight(Table):
 
     @model_validator(mode="after")
     def _countable(self) -> LineOfSight:
-        if self.mass.power_law is None:
+        if self.mass.power_law is None or self.mass.low == self.mass.high:
             raise ValueError("mass = { power_law = [slope, lowest, highest] } is what haloes are counted with")
         if not np.isfinite(self.delta.high):
             raise ValueError("delta has no upper end: give it a range, or cut a normal one off by within")
@@ -162,7 +173,7 @@ class World(Table):
     lens: LensPriors
     source: SourcePriors
     sphere: Sphere
-    vort: Vortex | Sphere
+    vort: Substructure
     line_of_sight: LineOfSight | None = None
     observation: Observation
 
@@ -275,14 +286,34 @@ def _validate(values: dict[str, Any], name: str) -> Preset:
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # What is there by mistake tells more than what is missing for it.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         raise ConfigError(f"{name}: {'.'.join(_location(first['loc']))}: {_reason(first)}") from error
 
 
 def _reason(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
-        return "there is no such key; the preset's own file and docs/presets.md show which there are"
+        *path, last = fault["loc"]
+        return f"there is no such key; {did_you_mean(str(last), _keys(path))}"
     return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _keys(path: list[Any]) -> list[str]:
+    """The keys of the table of a preset that stands at a path of keys."""
+    tables: list[type[BaseModel]] = [Preset]
+    for part in path:
+        fields = [table.model_fields[part] for table in tables if part in table.model_fields]
+        # A tag, or the name of an entry, is no field: it picks one of the tables, or leaves them as they are.
+        chosen = [table for table in tables if table.__name__ == _TABLES.get(part, part)]
+        tables = [table for field in fields for table in _tables_in(field.annotation)] or chosen or tables
+    return sorted({key for table in tables for key in table.model_fields})
+
+
+def _tables_in(annotation: Any) -> list[type[BaseModel]]:
+    """The tables that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for part in get_args(annotation) for table in _tables_in(part)]
 
 
 def _location(parts: Iterable[Any]) -> list[str]:
@@ -290,7 +321,9 @@ def _location(parts: Iterable[Any]) -> list[str]:
     return [str(part) for part in parts if part not in _ALTERNATIVES and "[" not in str(part)]
 
 
-_ALTERNATIVES = ("lenses", "survey", "Vortex", "Sphere")
+# Tags of alternatives, and the tables that they mean.
+_TABLES = {"lenses": "World", "survey": "SurveyWorld"}
+_ALTERNATIVES = (*_TABLES, "Vortex", "Sphere")
 
 
 def _folder() -> resources.abc.Traversable:

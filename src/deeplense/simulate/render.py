@@ -48,7 +48,7 @@ def _deflect_substructure(s: Scenes, priors: Sphere | Vortex, theta_x: Tensor, t
 
 
 def trace(scenes: Scenes, world: World, kind: int, theta_x: Tensor, theta_y: Tensor) -> Deflection:
-    """Where rays meet the source plane, arcsec, shape (B, H, W): through the lens, or all planes of the line of sight."""
+    """Where rays meet the source, arcsec, shape (B, H, W): through the lens, or all planes of the line of sight."""
     lens = partial(deflect, scenes, world, kind)
     if not scenes.los_room:
         return raytrace.trace(theta_x, theta_y, *lens(theta_x, theta_y))

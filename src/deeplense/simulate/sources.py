@@ -74,7 +74,10 @@ def add_images(
     chosen = zip(columns[f"{prefix}_number"], times, strict=True)
     images = torch.from_numpy(np.stack([_added_up(bank.images[number], n) for number, n in chosen]))
     like = scenes[f"{prefix}_angle"]
-    added = {f"{prefix}_image": images.to(like), f"{prefix}_pixel_scale": torch.from_numpy(pixel_scale * times).to(like)}
+    added = {
+        f"{prefix}_image": images.to(like),
+        f"{prefix}_pixel_scale": torch.from_numpy(pixel_scale * times).to(like),
+    }
     return replace(scenes, values=scenes.values | added)
 
 

@@ -13,7 +13,7 @@ from deeplense.config import Config, parse_settings
 from deeplense.data.module import Batch, LensDataModule, as_is
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
-from deeplense.simulate.generate import BLOCK, Simulator, concatenate
+from deeplense.simulate.generate import BLOCK, Simulator, check_number, concatenate
 
 PREFIX = "preset:"
 # Validation images come from a part of the same sequence that no training run reaches.
@@ -131,5 +131,10 @@ def _round(num: int) -> int:
 
 
 def simulated_set(preset: str, fidelity: str, seed: int, num: int, **options: Any) -> LensSet:
-    """``num`` simulated images in memory, for tests, examples and small studies; options as of a Simulator."""
+    """``num`` simulated images in memory, for tests, examples and small studies; options as of a Simulator.
+
+    Raises:
+        ConfigError: no number of images.
+    """
+    check_number(num)
     return concatenate(list(Simulator(preset, fidelity, seed, **options).stream(0, num)))

@@ -14,9 +14,9 @@ from torch import Tensor
 from deeplense.lensing import deflection, discs, light, raytrace
 from deeplense.lensing.compiled import hold
 from deeplense.simulate.artefacts import spoil
-from deeplense.simulate.galaxies import CLUMPS, NEIGHBOURS, Columns
+from deeplense.simulate.galaxies import Columns
 from deeplense.simulate.population import draw, truth_columns
-from deeplense.simulate.survey_priors import KINDS, SurveyWorld
+from deeplense.simulate.survey_priors import CLUMPS, KINDS, NEIGHBOURS, SurveyWorld
 
 if TYPE_CHECKING:
     from deeplense.simulate.observation import Exposure
@@ -88,9 +88,7 @@ def _lens_and_source(s: Scenes, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tens
     return [(lens, s["lens_magnitude"]), (source, s["source_magnitude"]), (knots, s["clump_magnitude"])]
 
 
-def galaxy(
-    s: Scenes, x: Tensor, y: Tensor, flux: Tensor, prefix: str = "source", center: str = "source"
-) -> Tensor:
+def galaxy(s: Scenes, x: Tensor, y: Tensor, flux: Tensor, prefix: str = "source", center: str = "source") -> Tensor:
     """Surface brightness of an observed galaxy in the unit of ``flux`` per arcsec^2, shape (B, S, S).
 
     Args:
