@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from astropy.cosmology import FlatLambdaCDM
 from astropy.modeling.functional_models import Moffat2D
 from lenstronomy.Data.pixel_grid import PixelGrid
 from lenstronomy.Data.psf import PSF
@@ -65,6 +66,8 @@ def scene(truth: Kwargs, simulator: Any) -> np.ndarray:
     preset, exposure = simulator.preset, simulator.exposure
     names, kwargs_lens = lenses(truth, simulator.world)
     lens = LensModel(names)
+    if truth.get("n_los"):
+        lens, kwargs_lens = line_of_sight(truth, names, kwargs_lens)
     if truth["vortex_theta_E"]:
         z1, z2 = (complex(truth[f"vortex_x{i}"], truth[f"vortex_y{i}"]) for i in (1, 2))
         lens = StringLens(names, truth["vortex_theta_E"], z1, z2)
@@ -108,6 +111,22 @@ def lenses(truth: Kwargs, world: Any) -> tuple[list[str], list[Kwargs]]:
         return names + ["TNFW"] * len(places), kwargs + [p | q for p, q in zip(profiles, places, strict=True)]
     points = [{"theta_E": e} | p for e, p in zip(truth["sub_theta_E"], places, strict=True)]
     return names + ["POINT_MASS"] * len(places), kwargs + points
+
+
+def line_of_sight(truth: Kwargs, names: list[str], kwargs: list[Kwargs]) -> tuple[LensModel, list[Kwargs]]:
+    """The lens of ``names`` in its plane, and the haloes and sheets of the other planes."""
+    names, kwargs, z = list(names), list(kwargs), [truth["z_lens"]] * len(names)
+    is_truncated = len(truth["los_r_trunc"]) > 0
+    keys = {"x": "center_x", "y": "center_y", "alpha_Rs": "alpha_Rs", "Rs": "Rs"}
+    keys |= {"r_trunc": "r_trunc"} if is_truncated else {}
+    for place in range(truth["n_los"]):
+        names.append("TNFW" if is_truncated else "NFW")
+        kwargs.append({theirs: truth[f"los_{ours}"][place] for ours, theirs in keys.items()})
+        z.append(truth["los_z"][place])
+    for kappa, redshift in zip(truth["los_kappa"], truth["los_kappa_z"], strict=True):
+        names, kwargs, z = [*names, "CONVERGENCE"], [*kwargs, {"kappa": kappa}], [*z, redshift]
+    options = {"multi_plane": True, "cosmo": FlatLambdaCDM(H0=70, Om0=0.3, Ob0=0.05), "distance_ratio_sampling": False}
+    return LensModel(names, lens_redshift_list=z, z_source=truth["z_source"], **options), kwargs
 
 
 def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:

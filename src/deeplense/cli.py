@@ -57,6 +57,9 @@ def simulate(
     compile: Annotated[bool, typer.Option("--compile", help="Several times faster after some seconds")] = False,
     galaxies: Annotated[Path | None, typer.Option(help="Folder of galaxy cutouts (FITS, .npy) as sources")] = None,
     part: Annotated[str | None, typer.Option(help="Which galaxies: train, val or test; none is in two parts")] = None,
+    lens_galaxies: Annotated[
+        Path | None, typer.Option(help="Folder of cutouts of early-type galaxies as the light of lenses (lens finding)")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render and write")] = 1,
     preview: Annotated[Path | None, typer.Option(help="Draw a labelled grid of images to this picture instead")] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="Show the presets and stop")] = False,
@@ -76,7 +79,7 @@ def simulate(
     from deeplense.simulate.generate import Simulator
 
     given = configs.parse_settings(settings or [])
-    options = {"device": device, "compile": compile, "galaxies": galaxies, "part": part}
+    options = {"device": device, "compile": compile, "galaxies": galaxies, "part": part, "lens_galaxies": lens_galaxies}
     simulator = Simulator(preset, fidelity, seed, settings=given, **options)  # type: ignore[arg-type]
     if preview is not None:
         from deeplense.simulate.preview import write_preview

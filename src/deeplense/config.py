@@ -65,6 +65,7 @@ class DataConfig(Section):
     fresh: bool = True  # new images in every epoch, or the same ones again
     settings: list[str] = []  # values of the preset that are to be others, as ["positive_fraction=0.05", ...]
     galaxies: str | None = None  # a folder of observed galaxies as sources, other ones for validation
+    lens_galaxies: str | None = None  # the same for the light of lens galaxies, in presets for lens finding
     strength: list[float] = [1.0]  # factor on the substructure's mass in each of the first epochs; the last one stays
     compile: bool = False  # trace rays with torch.compile: several times faster after some seconds of set-up
 

@@ -10,9 +10,11 @@ import peer
 from deeplense.errors import ConfigError
 from deeplense.lensing.cosmology import angular_diameter_distances, theta_E_to_mass
 from deeplense.simulate import preset as presets
+from deeplense.simulate.dataset import write_set
 from deeplense.simulate.generate import BLOCK, Simulator, concatenate
 from deeplense.simulate.render import render
 from deeplense.simulate.scene import Scenes
+from deeplense.simulate.stream import simulated_set
 
 FIDELITIES = ("published", "physical")
 TRUTH = {
@@ -230,6 +232,25 @@ def test_bad_settings_are_named(options, message):
     with pytest.raises(ConfigError, match=message) as raised:
         Simulator(**{"preset": "common-test"} | options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda s: s.truth(-1),
+        lambda s: s.truth(2.5),
+        lambda s: s.noiseless([-1]),
+        lambda s: s.images([2.5]),
+        lambda s: list(s.stream(0, 2.5)),
+        lambda s: list(s.stream(-3, 2)),
+        lambda s: simulated_set(s.preset, s.fidelity, 0, 2.5),
+        lambda s: simulated_set(s.preset, s.fidelity, 0, 0),
+        lambda s: write_set(s, 2.5, "never"),
+    ],
+)
+def test_images_that_cannot_be_are_refused_in_words(ask):
+    with pytest.raises(ConfigError, match="whole number"):
+        ask(small())
 
 
 def test_a_faulty_preset_file_names_the_key(monkeypatch, tmp_path):

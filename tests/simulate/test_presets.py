@@ -152,7 +152,10 @@ def test_settings_change_a_preset_and_are_recorded():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"positive_fractoin": 0.1}, "positive_fractoin"),
+        ({"positive_fractoin": 0.1}, r"positive_fractoin.*did you mean 'positive_fraction'"),
+        ({"lens.z": {"unifrom": [0.2, 0.5]}}, r"lens\.z\.unifrom.*did you mean 'uniform'"),
+        ({"source.arms.pich": 0.3}, r"source\.arms\.pich.*did you mean 'pitch'"),
+        ({"zebra": 1}, r"zebra.*allowed: about, blue"),
         ({"positive_fraction": 1.5}, "share from 0 to 1"),
         ({"kindss.star": 1}, "did you mean 'kinds'"),
         ({"kinds.galaxy": 1}, "elliptical"),
@@ -163,6 +166,20 @@ def test_settings_that_do_not_exist_are_named(settings, message):
     with pytest.raises(ConfigError, match=message) as raised:
         Simulator("hsc-gri", settings=settings)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "meant"),
+    [
+        ("dark-matter", "vort.sigma_sb", "sigma_sub"),
+        ("dark-matter", "line_of_sight.detla", "delta"),
+        ("model-1", "vort.lenght", "length"),
+        ("model-1", "sphere.halfmode_mass", "half_mode_mass"),
+    ],
+)
+def test_keys_of_substructure_name_the_nearest_of_their_own_table(name, key, meant):
+    with pytest.raises(ConfigError, match=rf"{key}: there is no such key; did you mean '{meant}'\?$"):
+        Simulator(name, settings={key: 1.0})
 
 
 def test_a_preset_of_ones_own(tmp_path):

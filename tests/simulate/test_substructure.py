@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from lenstronomy.LensModel.Profiles.nfw import NFW
+from lenstronomy.LensModel.Profiles.tnfw import TNFW
+from scipy import integrate, stats
 
 from deeplense.simulate import preset, substructure, truth
 from deeplense.simulate.priors import Prior
@@ -147,3 +150,30 @@ def test_mass_inside_a_circle_off_centre():
     string = {"vortex_theta_E": 0.2, "vortex_x1": 1.0, "vortex_y1": 1.0, "vortex_x2": 2.0, "vortex_y2": 1.0}
     columns |= {name: np.array([value]) for name, value in string.items()}
     assert mass_inside(columns, 0.5, 1.0, 1.0) == pytest.approx(0.04 + 0.02)
+
+
+@pytest.mark.parametrize(("Rs", "r_trunc"), [(0.05, 0.2), (0.2, 1.0), (0.5, 5.0), (0.3, None)])
+def test_mass_of_extended_haloes_inside_a_circle(Rs, r_trunc):
+    """Gauss's theorem against lenstronomy's convergence, ring by ring about the halo.
+
+    Of a ring of radius s about a halo at distance d, the share inside the circle of radius R is
+    arccos((s^2 + d^2 - R^2) / (2 s d)) / pi.
+    """
+    R, distances = 1.1, np.array([0.0, 0.3, 1.0, 1.099, 1.1, 1.1001, 1.3, 2.5])
+    profile, size = (NFW(), (Rs, 0.01)) if r_trunc is None else (TNFW(), (Rs, 0.01, r_trunc))
+    num, column = len(distances), np.ones((len(distances), 1))
+    columns = substructure.none(num) | {"sub_x": distances[:, None] + 0.2, "sub_y": -0.1 * column}
+    columns |= {"sub_theta_E": column, "sub_Rs": Rs * column, "sub_alpha_Rs": 0.01 * column}
+    columns |= {} if r_trunc is None else {"sub_r_trunc": r_trunc * column}
+
+    def ring(log_s: float, d: float) -> float:
+        s = math.exp(log_s)
+        xx, _, _, yy = profile.hessian(s, 0.0, *size)
+        share = np.arccos(np.clip((s**2 + d**2 - R**2) / (2 * s * d), -1, 1)) / math.pi if d else float(s < R)
+        return (xx + yy) / 2 * 2 * s**2 * share
+
+    ours = mass_inside(columns, R, 0.2, -0.1)
+    for d, mass in zip(distances, ours, strict=True):
+        ends = sorted({math.log(e) for e in (1e-7, abs(R - d), R + d) if e > 0})
+        expected = sum(integrate.quad(ring, a, b, (d,), limit=400, epsabs=1e-12)[0] for a, b in pairwise(ends))
+        assert mass == pytest.approx(expected, abs=2e-6 * ours[0])

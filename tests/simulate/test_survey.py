@@ -307,6 +307,10 @@ def test_levels_are_those_of_the_genuine_set():
         ({"nuisances": {"artefacts": {"ghost": 1.0}}}, "unknown: ghost"),
         ({"observation": {"bands": ("g", "z")}}, "a colour for each"),
         ({"red": {"z": [0.2, 0.1]}}, "as many colours"),
+        ({"neighbours": {"number": 7}}, "room for 6"),
+        ({"neighbours": {"number": {"poisson": 4.1}}}, "room for 6"),
+        ({"group": {"number": {"uniform": [1, 6.5]}}}, "room for 6"),
+        ({"source": {"clumps": {"number": 5, "share": 0.1, "radius": 0.2}}}, "room for 4"),
     ],
 )
 def test_faulty_worlds(changes, reason):

@@ -1,4 +1,4 @@
-"""Observed galaxies as sources: a folder of cutouts becomes clean, centred images on black, total flux 1 each.
+"""Observed galaxies, lensed or lensing: a folder of cutouts becomes clean, centred images on black, total flux 1 each.
 
 A cutout holds a galaxy, noise and neighbours on a square frame. Lensed as it is, the frame and the noise would show
 in the arcs: a network would learn them. So the galaxy is cut out along its own outline and the rest is set to zero.
@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,11 @@ class GalaxyBank:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def ellipticity(self) -> tuple[Image, Image]:
+        """Components e1, e2 of each galaxy's shape by the second moments of its light, shape (N,) each."""
+        return ellipticity(self.images)
 
     def fingerprint(self) -> str:
         """A hash of all pixels, names and scales: names the galaxies that images were made with."""
@@ -114,6 +120,16 @@ def half_light_radius(image: Image) -> float:
     inside = np.searchsorted(growth, growth[-1] / 2)
     # A disc of n pixels has the radius sqrt(n / pi): finer than the steps from ring to ring of pixels.
     return float(np.sqrt((inside + 0.5) / np.pi))
+
+
+def ellipticity(images: NDArray[np.float32]) -> tuple[Image, Image]:
+    """e = (1-q)/(1+q) exp(2i phi) from the second moments about the middle of images (N, S, S); rows grow upward."""
+    x = np.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
+    flux, across, up = images.sum((1, 2), dtype=np.float64), images.sum(1, dtype=np.float64), images.sum(2)
+    xx, yy, xy = across @ x**2 / flux, up @ x**2 / flux, np.einsum("nij,i,j->n", images, x, x) / flux
+    # (xx - yy + 2i xy) / (xx + yy) is (1 - q^2)/(1 + q^2) exp(2i phi).
+    e = xx + yy + 2 * np.sqrt(np.maximum(xx * yy - xy**2, 0.0))
+    return (xx - yy) / e, 2 * xy / e
 
 
 class _Galaxy:

@@ -101,6 +101,17 @@ def deflect_shear(theta_x: Tensor, theta_y: Tensor, gamma1: Tensor, gamma2: Tens
     return func.reduced_deflection_angle_external_shear(0.0, 0.0, gamma1, gamma2, theta_x, theta_y)
 
 
+def deflect_sheet(theta_x: Tensor, theta_y: Tensor, kappa: Tensor) -> Deflection:
+    """Deflection of a sheet of mass that is the same everywhere, as seen from the origin, shape (B, H, W).
+
+    Args:
+        theta_x, theta_y: image-plane positions, arcsec, shape (H, W) or (B, H, W).
+        kappa: its convergence, shape (B,); less than 0 where mass is missing.
+    """
+    (kappa,) = _image(kappa)
+    return kappa * theta_x, kappa * theta_y
+
+
 def deflect_points(theta_x: Tensor, theta_y: Tensor, theta_E: Tensor, x: Tensor, y: Tensor) -> Deflection:
     """Summed deflection of point masses.
 

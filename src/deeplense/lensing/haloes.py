@@ -192,8 +192,7 @@ def deflect_nfw(theta_x: Tensor, theta_y: Tensor, alpha_Rs: Tensor, Rs: Tensor, 
 
     References: Keeton, A Catalog of Mass Models (astro-ph/0102341), eqs. 48 and 55.
     """
-    Rs = _scaled(Rs)
-    return _add_up(theta_x, theta_y, x, y, (alpha_Rs / (AT_RS * Rs), 1 / Rs**2), _radial_nfw)
+    return _add_up(theta_x, theta_y, x, y, _nfw(alpha_Rs, Rs), _radial_nfw)
 
 
 def deflect_tnfw(
@@ -215,10 +214,34 @@ def deflect_tnfw(
     References: Baltz, Marshall & Oguri, Analytic models of plausible gravitational lens potentials (arXiv:0705.0682),
         appendix A, n = 1.
     """
+    return _add_up(theta_x, theta_y, x, y, _tnfw(alpha_Rs, Rs, r_trunc), _radial_tnfw)
+
+
+def pull(r: Tensor, alpha_Rs: Tensor, Rs: Tensor, r_trunc: Tensor | None = None) -> Tensor:
+    """Deflection at the distance ``r`` from one halo's centre, over that distance: what the mass inside of ``r`` does.
+
+    Its product with r^2 is the projected mass inside of ``r`` as the square of an Einstein radius.
+
+    Args:
+        r: arcsec, any shape.
+        alpha_Rs, Rs, r_trunc: as for :func:`deflect_tnfw`, or :func:`deflect_nfw` without ``r_trunc``; shapes that
+            broadcast with ``r``.
+    """
+    strength, scale, *rest = _nfw(alpha_Rs, Rs) if r_trunc is None else _tnfw(alpha_Rs, Rs, r_trunc)
+    return strength * (_radial_tnfw if rest else _radial_nfw)(r**2 * scale + TINY, *rest)
+
+
+def _nfw(alpha_Rs: Tensor, Rs: Tensor) -> tuple[Tensor, ...]:
+    """Strength and 1 / Rs^2 of haloes, any shape."""
+    Rs = _scaled(Rs)
+    return alpha_Rs / (AT_RS * Rs), 1 / Rs**2
+
+
+def _tnfw(alpha_Rs: Tensor, Rs: Tensor, r_trunc: Tensor) -> tuple[Tensor, ...]:
+    """The same of truncated ones, then tau and its logarithm."""
     Rs, r_trunc = _scaled(Rs), _scaled(r_trunc)
     tau = r_trunc / Rs
-    strength = alpha_Rs / (AT_RS * Rs) * (tau / (tau**2 + 1)) ** 2
-    return _add_up(theta_x, theta_y, x, y, (strength, 1 / Rs**2, tau, torch.log(tau)), _radial_tnfw)
+    return alpha_Rs / (AT_RS * Rs) * (tau / (tau**2 + 1)) ** 2, 1 / Rs**2, tau, torch.log(tau)
 
 
 def _converge_nfw(u: Tensor) -> Tensor:
@@ -260,18 +283,14 @@ def _add_up_convergence(
 
 def converge_nfw(theta_x: Tensor, theta_y: Tensor, alpha_Rs: Tensor, Rs: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Summed convergence kappa of NFW haloes, shape (B, H, W); arguments as in :func:`deflect_nfw`."""
-    Rs = _scaled(Rs)
-    return _add_up_convergence(theta_x, theta_y, x, y, (alpha_Rs / (2 * AT_RS * Rs), 1 / Rs**2), _converge_nfw)
+    return _add_up_convergence(theta_x, theta_y, x, y, _nfw(alpha_Rs / 2, Rs), _converge_nfw)
 
 
 def converge_tnfw(
     theta_x: Tensor, theta_y: Tensor, alpha_Rs: Tensor, Rs: Tensor, r_trunc: Tensor, x: Tensor, y: Tensor
 ) -> Tensor:
     """Summed convergence kappa of truncated NFW haloes, shape (B, H, W); arguments as in :func:`deflect_tnfw`."""
-    Rs, r_trunc = _scaled(Rs), _scaled(r_trunc)
-    tau = r_trunc / Rs
-    strength = alpha_Rs / (2 * AT_RS * Rs) * (tau / (tau**2 + 1)) ** 2
-    return _add_up_convergence(theta_x, theta_y, x, y, (strength, 1 / Rs**2, tau, torch.log(tau)), _converge_tnfw)
+    return _add_up_convergence(theta_x, theta_y, x, y, _tnfw(alpha_Rs / 2, Rs, r_trunc), _converge_tnfw)
 
 
 def halo_scales(
@@ -328,6 +347,17 @@ def suppression(mass: np.ndarray, half_mode_mass: float | np.ndarray, is_field: 
     """
     a, b, c = (2.3, 0.8, -1.0) if is_field else (4.2, 2.5, -0.2)
     return (1 + (a * half_mode_mass / np.asarray(mass, dtype=np.float64)) ** b) ** c
+
+
+def field_number(z: float | np.ndarray) -> np.ndarray:
+    """Isolated haloes per comoving Mpc^3 and logarithm of mass at 1e8 Msun, m dn/dm, of cold dark matter; any shape.
+
+    With dn/dm going as m^-1.9, this is Sheth & Tormen's mass function between 1e7 and 1e10 Msun, as colossus computes
+    it (sigma_8 0.81, n_s 0.965, H0 70, Om0 0.3, Ob0 0.05): within 6 % for z <= 1.5, within 22 % up to z = 2.5.
+
+    References: Sheth & Tormen, Large-scale bias and the peak background split (astro-ph/9901122).
+    """
+    return 6.55 * (1 + np.asarray(z, dtype=np.float64)) ** 0.34
 
 
 def concentration_drop(mass: np.ndarray, half_mode_mass: float | np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from deeplense.data.store import NpyWriter, ShardWriter
 from deeplense.errors import ConfigError, RunError, did_you_mean
-from deeplense.simulate.generate import BLOCK, Simulator
+from deeplense.simulate.generate import BLOCK, Simulator, check_number
 from deeplense.simulate.workers import Writer, share, write_shards
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ def write_set(
     """
     if layout not in WRITERS:
         raise ConfigError(f"there is no layout {layout!r}; {did_you_mean(layout, WRITERS)}")
-    if num < 1:
-        raise ConfigError(f"num={num}: simulate one image or more")
+    check_number(num)
     if workers < 1:
         raise ConfigError(f"workers={workers}: one process or more")
     if not Path(out).expanduser().exists():

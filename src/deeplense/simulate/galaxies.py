@@ -10,11 +10,9 @@ import numpy as np
 
 from deeplense.lensing import cosmology
 from deeplense.lensing.cosmology import ARCSEC
-from deeplense.simulate.survey_priors import Arm, Clumps, Shapes, SurveyWorld
+from deeplense.simulate.survey_priors import CLUMPS, NEIGHBOURS, Arm, Clumps, Shapes, SurveyWorld
 
 Columns = dict[str, np.ndarray]
-# Room in every image: knots of the source or of a disc; companions, group members and chance neighbours together.
-CLUMPS, NEIGHBOURS = 4, 6
 SPEED_OF_LIGHT = 299792.458
 # The magnitude of what is not there.
 DARK = np.inf

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deeplense import __version__
-from deeplense.data.galaxies import read_galaxies
+from deeplense.data.galaxies import GalaxyBank, read_galaxies
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
 from deeplense.simulate import preset as presets
@@ -36,7 +36,7 @@ BLOCK = 48
 # The noise of a group is drawn in this many parts at once, whatever the number of threads.
 NOISE_PARTS = 2
 # Raised with every change of the code that changes images, so that a set is not continued with others.
-PIXELS = 2
+PIXELS = 3
 
 
 class Simulator:
@@ -53,9 +53,12 @@ class Simulator:
         settings: values of the preset to be changed, by dotted name: ``{"positive_fraction": 0.05}``.
         galaxies: a folder of galaxy cutouts that serve as sources (``data.galaxies.read_galaxies``).
         part: which of them: ``train``, ``val`` or ``test``; no galaxy is in two parts. All of them if not given.
+        lens_galaxies: a folder of cutouts of early-type galaxies: the light of lenses, and of other galaxies of that
+            type, in presets for lens finding.
 
     Raises:
-        ConfigError: an unknown preset, fidelity or setting, a negative seed or strength, or a device that is not there.
+        ConfigError: an unknown preset, fidelity or setting, a negative seed or strength, a device that is not there, or
+            lens galaxies in a preset without their light.
     """
 
     def __init__(
@@ -69,13 +72,14 @@ class Simulator:
         settings: Mapping[str, Any] | None = None,
         galaxies: Path | str | None = None,
         part: str | None = None,
+        lens_galaxies: Path | str | None = None,
     ) -> None:
         if not isinstance(seed, int) or seed < 0 or not 0 < strength < float("inf"):
             raise ConfigError(
                 f"seed={seed}, strength={strength}: a seed is a whole number from 0 on, a strength is above 0"
             )
-        if part is not None and galaxies is None:
-            raise ConfigError(f"part={part!r} says which galaxies are sources: name their folder, galaxies=DIR")
+        if part is not None and galaxies is None and lens_galaxies is None:
+            raise ConfigError(f"part={part!r} says which galaxies are taken: name their folder, galaxies=DIR")
         given = preset if isinstance(preset, Preset) else presets.load(preset)
         self.preset = given.changed(fidelity, settings) if settings else given
         self._recipe: dict[str, Any] = {
@@ -86,8 +90,14 @@ class Simulator:
             "device": device,
         }
         self._recipe |= {"compile": compile, "settings": settings, "galaxies": galaxies, "part": part}
-        self.bank = read_galaxies(galaxies, pixel_scale=1.0, part=part) if galaxies is not None else None
+        self._recipe |= {"lens_galaxies": lens_galaxies}
         self.world = self.preset.world(fidelity)
+        if lens_galaxies is not None and isinstance(self.world, World):
+            raise ConfigError(f"{self.preset.name} has no light of lenses: lens_galaxies is for hsc-gri and euclid-vis")
+        self.bank, self.lens_bank = (
+            None if folder is None else read_galaxies(folder, pixel_scale=1.0, part=part)
+            for folder in (galaxies, lens_galaxies)
+        )
         self.exposure = self.world.observation.exposure(self.preset.pixel_scale)
         if isinstance(self.world, World) and len(self.exposure.bands) > 1:
             bands = ", ".join(self.exposure.bands)
@@ -132,13 +142,14 @@ class Simulator:
             "device": self.device,
             "settings": self.settings,
             "bands": list(self.exposure.bands),
-            "galaxies": self._bank_provenance(),
+            "galaxies": self._bank_provenance(self.bank),
+            "lens_galaxies": self._bank_provenance(self.lens_bank),
         }
 
-    def _bank_provenance(self) -> dict[str, Any] | None:
-        if self.bank is None:
+    def _bank_provenance(self, bank: GalaxyBank | None) -> dict[str, Any] | None:
+        if bank is None:
             return None
-        return {"part": self._recipe["part"], "number": len(self.bank), "fingerprint": self.bank.fingerprint()}
+        return {"part": self._recipe["part"], "number": len(bank), "fingerprint": bank.fingerprint()}
 
     def groups(self, number: int) -> list[Columns]:
         """The parameters of a block's images, in groups that are rendered together: one for each class of substructure.
@@ -149,6 +160,9 @@ class Simulator:
             return [self._lenses(self.world, number, kind) for kind in range(len(self.classes))]
         rng = scene.generator(self.seed, number, 0, scene.SCENE)
         columns = survey.draw(self.world, BLOCK, rng) | self.exposure.draw(BLOCK, rng)
+        if self.lens_bank is not None:
+            rng = scene.generator(self.seed, number, 0, scene.LENS_GALAXIES)
+            columns |= sources.draw_lenses(self.lens_bank, columns, rng)
         return [columns | self._galaxies(columns["source_R_sersic"], number, 0)]
 
     def _lenses(self, world: World, number: int, kind: int) -> Columns:
@@ -163,18 +177,29 @@ class Simulator:
 
     def _scenes(self, columns: Columns, dtype: torch.dtype = torch.float32) -> Scenes:
         scenes = Scenes.of(columns, dtype, self.device)
-        return scenes if self.bank is None else sources.add_images(scenes, self.bank, columns)
+        if self.bank is not None:
+            scenes = sources.add_images(scenes, self.bank, columns)
+        if self.lens_bank is None:
+            return scenes
+        spacing = self.preset.pixel_scale / self.exposure.supersampling
+        return sources.add_images(scenes, self.lens_bank, columns, "lens", spacing)
 
     def truth(self, index: int) -> dict[str, Any]:
-        """The parameters of one image, without rendering it: numbers, and arrays of its haloes."""
+        """The parameters of one image, without rendering it: numbers, and arrays of its haloes.
+
+        Raises:
+            ConfigError: the number is negative, or no whole one.
+        """
+        index = int(_checked([index])[0])
         groups = self._cached_groups(index // BLOCK)
         place = index % BLOCK
         return truth.row(groups[place % len(groups)], place // len(groups))
 
     def noiseless(self, index: Sequence[int] | np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
         """Mean electrons per second and pixel of any images behind the PSF, without sky, shape (N, C, H, W)."""
+        index = _checked(index)
         images = np.empty((len(index), *self.shape), dtype=torch.empty(0, dtype=dtype).numpy().dtype)
-        for row, i in enumerate(np.asarray(index).tolist()):
+        for row, i in enumerate(index.tolist()):
             groups = self._cached_groups(i // BLOCK)
             kind, place = i % BLOCK % len(groups), i % BLOCK // len(groups)
             scenes = self._scenes(scene.select(groups[kind], slice(place, place + 1)), dtype)
@@ -211,7 +236,12 @@ class Simulator:
         return concatenate([self._cached_block(int(n)) for n in numbers]).select(place * BLOCK + index % BLOCK)
 
     def stream(self, start: int, stop: int) -> Iterator[LensSet]:
-        """Images start to stop - 1, a block or less at a time."""
+        """Images start to stop - 1, a block or less at a time.
+
+        Raises:
+            ConfigError: an end is negative, or no whole number.
+        """
+        _checked([start, stop])
         for number in range(start // BLOCK, -(-stop // BLOCK)):
             low, high = max(start, number * BLOCK), min(stop, (number + 1) * BLOCK)
             block = self.block(number)
@@ -241,6 +271,12 @@ class Simulator:
         # Random numbers are drawn outside the interpreter's lock: threads share the work.
         list(self._pool.map(_fill_normal, deviates.chunk(NOISE_PARTS), seeds.tolist()))
         return deviates
+
+
+def check_number(num: Any) -> None:
+    """Raises ConfigError if ``num`` is no number of images to be made."""
+    if not isinstance(num, int | np.integer) or num < 1:
+        raise ConfigError(f"num={num!r}: simulate one image or more, a whole number")
 
 
 def _checked(index: Any) -> np.ndarray:

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from deeplense.simulate.galaxies import (
-    CLUMPS,
     DARK,
-    NEIGHBOURS,
     Columns,
     arms,
     clumps,
@@ -26,7 +24,7 @@ from deeplense.simulate.galaxies import (
     take_share,
     velocity_dispersion,
 )
-from deeplense.simulate.survey_priors import Population, SurveyWorld, Visibility
+from deeplense.simulate.survey_priors import CLUMPS, NEIGHBOURS, Population, SurveyWorld, Visibility
 
 
 def draw(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
@@ -73,6 +71,10 @@ def draw(world: SurveyWorld, num: int, rng: np.random.Generator) -> Columns:
 def truth_columns(columns: Columns, bands: tuple[str, ...]) -> Columns:
     """The columns for a table of truth: ``lens_magnitude`` becomes ``lens_magnitude_<band>``; nothing there is NaN."""
     table: Columns = {}
+    if "lens_number" in columns:
+        # An observed galaxy has no Sersic index.
+        n_sersic = np.where(columns["lens_number"] < 0, columns["lens_n_sersic"], np.nan)
+        columns = columns | {"lens_n_sersic": n_sersic}
     for name, column in columns.items():
         if not name.endswith("magnitude"):
             table[name] = column

@@ -6,9 +6,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+import numpy as np
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from deeplense.errors import ConfigError, did_you_mean
 from deeplense.simulate.observation import Observation, Table
@@ -114,6 +115,49 @@ class Vortex(Table):
         return self
 
 
+def _shape(given: Any) -> str:
+    """Subhaloes or a vortex: what more of the given keys belong to."""
+    if not isinstance(given, dict):
+        return "Sphere" if isinstance(given, Sphere) else "Vortex"
+    tables: list[type[Table]] = [Vortex, Sphere]
+    return max(tables, key=lambda table: len(given.keys() & table.model_fields.keys())).__name__
+
+
+Substructure = Annotated[Annotated[Vortex, Tag("Vortex")] | Annotated[Sphere, Tag("Sphere")], Discriminator(_shape)]
+
+
+class LineOfSight(Table):
+    """Haloes between observer and source that do not belong to the lens, cold or as warm as its subhaloes.
+
+    Attributes:
+        delta: how many there are over how many Sheth & Tormen's mass function has; 0 is none.
+        mass: of each, Msun, a ``power_law``; its slope should be near -1.9, for which the number is known.
+        planes: to which they are moved, that of the lens among them, evenly spread in comoving distance.
+        radius: of the cone that holds them, arcsec; behind the lens it narrows with the rays.
+        profile: "nfw", or "tnfw" (truncated NFW).
+        r_trunc: truncation radius of ``tnfw`` over r200; 1.75 is about the radius of 50 critical densities.
+        concentration_scatter: dex.
+        is_in_all_classes: also, as cold dark matter, in lenses without subhaloes: haloes in the way, not a signal.
+    """
+
+    delta: NotNegativePrior
+    mass: PositivePrior
+    planes: Annotated[int, Field(ge=1, le=50)] = 5
+    radius: Annotated[float, Field(gt=0)]
+    profile: Literal["nfw", "tnfw"] = "tnfw"
+    r_trunc: Annotated[float, Field(gt=0)] = 1.75
+    concentration_scatter: Annotated[float, Field(ge=0)] = 0.0
+    is_in_all_classes: bool = False
+
+    @model_validator(mode="after")
+    def _countable(self) -> LineOfSight:
+        if self.mass.power_law is None or self.mass.low == self.mass.high:
+            raise ValueError("mass = { power_law = [slope, lowest, highest] } is what haloes are counted with")
+        if not np.isfinite(self.delta.high):
+            raise ValueError("delta has no upper end: give it a range, or cut a normal one off by within")
+        return self
+
+
 class World(Table):
     """All priors of one fidelity.
 
@@ -121,6 +165,7 @@ class World(Table):
         about: one line on what this fidelity is for.
         is_mass_matched: lower the macro lens so that the mass inside theta_E is the same with and without substructure.
         sphere, vort: the substructure of the second and of the third class.
+        line_of_sight: haloes in front of the lens and behind it.
     """
 
     about: str
@@ -128,8 +173,14 @@ class World(Table):
     lens: LensPriors
     source: SourcePriors
     sphere: Sphere
-    vort: Vortex | Sphere
+    vort: Substructure
+    line_of_sight: LineOfSight | None = None
     observation: Observation
+
+    @property
+    def has_line_of_sight(self) -> bool:
+        """Whether there are haloes in front of lenses or behind them."""
+        return self.line_of_sight is not None and self.line_of_sight.delta.high > 0
 
 
 def _family(world: Any) -> str:
@@ -235,14 +286,34 @@ def _validate(values: dict[str, Any], name: str) -> Preset:
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # What is there by mistake tells more than what is missing for it.
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         raise ConfigError(f"{name}: {'.'.join(_location(first['loc']))}: {_reason(first)}") from error
 
 
 def _reason(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
-        return "there is no such key; the preset's own file and docs/presets.md show which there are"
+        *path, last = fault["loc"]
+        return f"there is no such key; {did_you_mean(str(last), _keys(path))}"
     return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _keys(path: list[Any]) -> list[str]:
+    """The keys of the table of a preset that stands at a path of keys."""
+    tables: list[type[BaseModel]] = [Preset]
+    for part in path:
+        fields = [table.model_fields[part] for table in tables if part in table.model_fields]
+        # A tag, or the name of an entry, is no field: it picks one of the tables, or leaves them as they are.
+        chosen = [table for table in tables if table.__name__ == _TABLES.get(part, part)]
+        tables = [table for field in fields for table in _tables_in(field.annotation)] or chosen or tables
+    return sorted({key for table in tables for key in table.model_fields})
+
+
+def _tables_in(annotation: Any) -> list[type[BaseModel]]:
+    """The tables that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for part in get_args(annotation) for table in _tables_in(part)]
 
 
 def _location(parts: Iterable[Any]) -> list[str]:
@@ -250,7 +321,9 @@ def _location(parts: Iterable[Any]) -> list[str]:
     return [str(part) for part in parts if part not in _ALTERNATIVES and "[" not in str(part)]
 
 
-_ALTERNATIVES = ("lenses", "survey", "Vortex", "Sphere")
+# Tags of alternatives, and the tables that they mean.
+_TABLES = {"lenses": "World", "survey": "SurveyWorld"}
+_ALTERNATIVES = (*_TABLES, "Vortex", "Sphere")
 
 
 def _folder() -> resources.abc.Traversable:

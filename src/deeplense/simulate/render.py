@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from deeplense.lensing import deflection, haloes, light, multipole, observe, raytrace
+from deeplense.lensing.compiled import hold
 from deeplense.lensing.deflection import Deflection
 from deeplense.simulate import survey
 from deeplense.simulate.observation import Exposure
@@ -43,11 +47,46 @@ def _deflect_substructure(s: Scenes, priors: Sphere | Vortex, theta_x: Tensor, t
     return haloes.deflect_tnfw(theta_x, theta_y, s["sub_alpha_Rs"], s["sub_Rs"], s["sub_r_trunc"], *place)
 
 
+def trace(scenes: Scenes, world: World, kind: int, theta_x: Tensor, theta_y: Tensor) -> Deflection:
+    """Where rays meet the source, arcsec, shape (B, H, W): through the lens, or all planes of the line of sight."""
+    lens = partial(deflect, scenes, world, kind)
+    if not scenes.los_room:
+        return raytrace.trace(theta_x, theta_y, *lens(theta_x, theta_y))
+    planes: list[Callable[[Tensor, Tensor], Deflection]] = []
+    for plane, haloes_in in enumerate(_planes_of_haloes(scenes)):
+        macro = lens if scenes.los_main == plane else None
+        planes.append(partial(_deflect_plane, scenes["los_kappa"][:, plane], haloes_in, macro))
+    return raytrace.trace_planes(theta_x, theta_y, planes, scenes["los_chi"])
+
+
+def _planes_of_haloes(scenes: Scenes) -> list[tuple[Tensor, ...]]:
+    """What a halo's deflection takes beside positions, for each plane of the line of sight."""
+    names = ("los_alpha_Rs", "los_Rs", "los_r_trunc", "los_x", "los_y")
+    given = [scenes[name] for name in names if scenes[name].shape[1]]
+    return list(zip(*(column.split(scenes.los_room, 1) for column in given), strict=True))
+
+
+def _deflect_plane(
+    kappa: Tensor, found: tuple[Tensor, ...], lens: Callable[..., list[Deflection]] | None, x: Tensor, y: Tensor
+) -> Deflection:
+    """Haloes of a plane, the sheet that makes up for their mean mass, and the lens if it is there."""
+    # Held in one shape in all planes: compiled code has one piece for all haloes, and works out no position again.
+    x, y = (hold(p.expand(len(kappa), *p.shape[-2:]).contiguous()) for p in (x, y))
+    fields = [deflection.deflect_sheet(x, y, kappa)]
+    if found[0].shape[1]:
+        fields.append((haloes.deflect_tnfw if len(found) > 4 else haloes.deflect_nfw)(x, y, *found))
+    fields += lens(x, y) if lens is not None else []
+    alpha_x, alpha_y = fields[0]
+    for more_x, more_y in fields[1:]:
+        alpha_x, alpha_y = alpha_x + more_x, alpha_y + more_y
+    return alpha_x, alpha_y
+
+
 def draw_light(scenes: Scenes, preset: Preset, world: World, exposure: Exposure, kind: int) -> Tensor:
     """Mean electrons per second and pixel of the lensed source before the PSF, shape (B, 1, H, W)."""
     s, rays = scenes, exposure.supersampling
     theta = raytrace.make_grid(preset.num_pix, preset.pixel_scale, rays, s["theta_E"].dtype, s["theta_E"].device)
-    beta = raytrace.trace(*theta, *deflect(s, world, kind, *theta))
+    beta = trace(s, world, kind, *theta)
     counts = light.magnitude_to_counts(s["magnitude"], exposure.zero_point[0]) * preset.pixel_scale**2
     return raytrace.bin_pixels(_draw_source(s, *beta, counts), rays)[:, None]
 

@@ -11,14 +11,14 @@ from scipy.special import ellipk
 from torch import Tensor
 
 from deeplense.errors import ConfigError
-from deeplense.simulate import substructure
+from deeplense.simulate import line_of_sight, substructure
 from deeplense.simulate.galaxies import polar
 from deeplense.simulate.observation import Exposure
 from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.substructure import Columns
 
 # Each kind of draw has a stream of its own, so that the noise does not depend on how many numbers a scene took.
-SCENE, NOISE, FLAWS, GALAXIES = 0, 1, 2, 3
+SCENE, NOISE, FLAWS, GALAXIES, LENS_GALAXIES = range(5)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -43,6 +43,8 @@ def draw(
     columns["theta_E_macro"] = _macro(columns) if world.is_mass_matched else columns["theta_E"]
     if (columns["theta_E_macro"] <= 0).any():
         raise ConfigError(f"substructure has all of a lens's mass (strength={strength:g}): make f_sub or masses less")
+    if world.has_line_of_sight:
+        columns |= line_of_sight.draw(kind, preset, world, columns, strength, rng)
     redshifts = {"z_lens": preset.z_lens, "z_source": preset.z_source}
     return columns | {name: np.full(num, z) for name, z in redshifts.items()}
 
@@ -96,9 +98,17 @@ def select(columns: Columns, rows: np.ndarray | slice) -> Columns:
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes as tensors: the numeric columns of a draw, one row an image."""
+    """A batch of scenes as tensors: the numeric columns of a draw, one row an image.
+
+    Attributes:
+        values: the columns by name, shape (B,) or (B, ...).
+        los_room: how many haloes, padding included, each plane of the line of sight has, front to back; empty for none.
+        los_main: which of these planes is the lens's.
+    """
 
     values: dict[str, Tensor]
+    los_room: tuple[int, ...] = ()
+    los_main: int = 0
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
@@ -116,4 +126,8 @@ class Scenes:
         arrays = {
             n: torch.from_numpy(np.ascontiguousarray(v)).to(device, dtype) for n, v in numbers.items() if v.ndim > 1
         }
-        return cls(dict(zip(scalars, stacked, strict=True)) | arrays)
+        values = dict(zip(scalars, stacked, strict=True)) | arrays
+        if "los_room" not in columns:
+            return cls(values)
+        # The same for all images; plain numbers, since they decide what code is compiled.
+        return cls(values, tuple(columns["los_room"][0].astype(int).tolist()), int(columns["los_main"][0]))

@@ -13,7 +13,7 @@ from deeplense.config import Config, parse_settings
 from deeplense.data.module import Batch, LensDataModule, as_is
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
-from deeplense.simulate.generate import BLOCK, Simulator, concatenate
+from deeplense.simulate.generate import BLOCK, Simulator, check_number, concatenate
 from deeplense.simulate.survey_priors import SurveyWorld
 
 PREFIX = "preset:"
@@ -99,8 +99,8 @@ class StreamDataModule(LensDataModule):
         self.simulators = [made[strength] for strength in data.strength]
         last = self.simulators[-1]
         train = concatenate(list(last.stream(0, min(data.num, NUM_STATISTICS))))
-        # With observed galaxies as sources, those of the validation images are others.
-        judge = self._simulator(config, data.strength[-1], "val") if data.galaxies else last
+        # With observed galaxies, those of the validation images are others.
+        judge = self._simulator(config, data.strength[-1], "val") if data.galaxies or data.lens_galaxies else last
         val = concatenate(list(judge.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
         super().__init__(train, val, data.batch_size, config.seed)
         self.dataset = StreamDataset(self.simulators, data.num, data.fresh)
@@ -131,8 +131,9 @@ class StreamDataModule(LensDataModule):
         name = str(data.path).removeprefix(PREFIX)
         device = "cuda" if torch.cuda.is_available() and config.train.accelerator in ("auto", "gpu") else "cpu"
         settings = parse_settings(data.settings)
-        sources = (data.galaxies, part) if data.galaxies else (None, None)
-        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings, *sources)
+        options: dict[str, Any] = {"galaxies": data.galaxies, "lens_galaxies": data.lens_galaxies}
+        options |= {"part": part} if any(options.values()) else {}
+        return Simulator(name, data.fidelity, data.seed, strength, device, data.compile, settings, **options)
 
 
 def is_preset(path: str | None) -> bool:
@@ -145,5 +146,10 @@ def _round(num: int) -> int:
 
 
 def simulated_set(preset: str, fidelity: str, seed: int, num: int, **options: Any) -> LensSet:
-    """``num`` simulated images in memory, for tests, examples and small studies; options as of a Simulator."""
+    """``num`` simulated images in memory, for tests, examples and small studies; options as of a Simulator.
+
+    Raises:
+        ConfigError: no number of images.
+    """
+    check_number(num)
     return concatenate(list(Simulator(preset, fidelity, seed, **options).stream(0, num)))

@@ -17,8 +17,8 @@ from deeplense.simulate.preset import Preset, Sphere, Vortex, World
 Columns = dict[str, np.ndarray]
 # Where their number varies, haloes are padded to a multiple of this: few shapes occur, and compiled code is reused.
 HALO_STEP = 20
-# Points on the circle of theta_E at which the pull of extended haloes is taken to find their mass inside it.
-CIRCLE = 256
+# Places on half of the circle of theta_E at which the pull of an extended halo is taken to find its mass inside of it.
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
 HALO_KEYS = ("sub_x", "sub_y", "sub_theta_E", "sub_alpha_Rs", "sub_Rs", "sub_r_trunc")
 VORTEX_ENDS = ("vortex_x1", "vortex_y1", "vortex_x2", "vortex_y2")
 
@@ -186,18 +186,24 @@ def mass_inside(columns: Columns, radius: np.ndarray, x: np.ndarray, y: np.ndarr
 
 
 def _pulled_inside(columns: Columns, radius: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The same by Gauss's theorem: the mass inside a circle is its radius times the mean pull towards its centre."""
-    angle = np.linspace(0, 2 * math.pi, CIRCLE, endpoint=False)
-    outward = np.cos(angle), np.sin(angle)
-    places = [
-        torch.from_numpy(c[:, None, None] + radius[:, None, None] * o) for c, o in zip((x, y), outward, strict=True)
-    ]
-    is_truncated = columns["sub_r_trunc"].shape[1] > 0
-    names = ("sub_alpha_Rs", "sub_Rs", *(("sub_r_trunc",) if is_truncated else ()), "sub_x", "sub_y")
-    deflect = haloes.deflect_tnfw if is_truncated else haloes.deflect_nfw
-    pull = deflect(*places, *(torch.from_numpy(columns[name]) for name in names))
-    inward = [p[:, 0].numpy() * o for p, o in zip(pull, outward, strict=True)]
-    return radius * (inward[0] + inward[1]).mean(1)
+    """The same by Gauss's theorem: the mass inside a circle is its radius times the mean pull towards its centre.
+
+    The pull is that of all haloes at once, each at places of its own on the half of the circle that begins beside it:
+    angles a sinh(t), dense where the halo is near. The error is below 2e-6 of a halo's mass, wherever it lies.
+    """
+    names = ("sub_alpha_Rs", "sub_Rs", "sub_r_trunc")
+    halo = [torch.from_numpy(columns[name])[..., None] for name in names if columns[name].shape[1]]
+    R = torch.from_numpy(radius)[:, None, None]
+    distance = np.hypot(columns["sub_x"] - x[:, None], columns["sub_y"] - y[:, None])
+    d = torch.from_numpy(distance)[..., None]
+    a = (d / R - 1).abs().clamp_min(1e-3)
+    t, weight = (torch.from_numpy(v) / 2 for v in (NODES + 1, WEIGHTS))
+    whole = torch.asinh(math.pi / a)
+    angle, step = a * torch.sinh(t * whole), a * torch.cosh(t * whole) * whole * weight
+    cos = torch.cos(angle)
+    pull = haloes.pull(torch.sqrt((R - d).square() + 2 * R * d * (1 - cos)), *halo)
+    inside = (R * pull * (R - d * cos) * step).sum(-1) / math.pi
+    return inside.sum(1).numpy()
 
 
 def share_inside(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray, radius: np.ndarray) -> np.ndarray:

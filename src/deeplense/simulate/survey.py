@@ -14,9 +14,9 @@ from torch import Tensor
 from deeplense.lensing import deflection, discs, light, raytrace
 from deeplense.lensing.compiled import hold
 from deeplense.simulate.artefacts import spoil
-from deeplense.simulate.galaxies import CLUMPS, NEIGHBOURS, Columns
+from deeplense.simulate.galaxies import Columns
 from deeplense.simulate.population import draw, truth_columns
-from deeplense.simulate.survey_priors import KINDS, SurveyWorld
+from deeplense.simulate.survey_priors import CLUMPS, KINDS, NEIGHBOURS, SurveyWorld
 
 if TYPE_CHECKING:
     from deeplense.simulate.observation import Exposure
@@ -72,6 +72,9 @@ def _lens_and_source(s: Scenes, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tens
     beta = raytrace.trace(x, y, alpha, deflection.deflect_shear(x, y, s["gamma1"], s["gamma2"]))
     unit = 1 / light.sersic_flux(torch.ones_like(s["lens_R_sersic"]), s["lens_R_sersic"], s["lens_n_sersic"])
     lens = light.sersic(x, y, unit, *_shape(s, "lens"), s["center_x"], s["center_y"])
+    if "lens_image" in s.values:
+        has_image = s["lens_number"][:, None, None] >= 0
+        lens = torch.where(has_image, galaxy(s, x, y, torch.ones_like(unit), "lens", "center"), lens)
     arms = discs.Arms(*(s[f"arms_{name}"] for name in discs.Arms._fields))
     ring = discs.Ring(*(s[f"ring_{name}"] for name in discs.Ring._fields))
     source = discs.disc(*beta, *_shape(s, "source"), s["source_x"], s["source_y"], arms, ring)
@@ -85,11 +88,16 @@ def _lens_and_source(s: Scenes, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tens
     return [(lens, s["lens_magnitude"]), (source, s["source_magnitude"]), (knots, s["clump_magnitude"])]
 
 
-def galaxy(s: Scenes, beta_x: Tensor, beta_y: Tensor, flux: Tensor) -> Tensor:
-    """Surface brightness of the observed galaxy behind each lens, in the unit of ``flux`` per arcsec^2, (B, S, S)."""
-    place = s["source_pixel_scale"], s["source_angle"], s["source_x"], s["source_y"]
+def galaxy(s: Scenes, x: Tensor, y: Tensor, flux: Tensor, prefix: str = "source", center: str = "source") -> Tensor:
+    """Surface brightness of an observed galaxy in the unit of ``flux`` per arcsec^2, shape (B, S, S).
+
+    Args:
+        x, y: where rays meet it, arcsec: the source plane, or the sky for the light of a lens.
+        prefix, center: of the columns that say what it looks like, and where it is.
+    """
+    place = s[f"{prefix}_pixel_scale"], s[f"{prefix}_angle"], s[f"{center}_x"], s[f"{center}_y"]
     index = torch.arange(len(flux), device=flux.device)
-    return light.interpolate(beta_x, beta_y, s["source_image"], index, *place, flux)
+    return light.interpolate(x, y, s[f"{prefix}_image"], index, *place, flux)
 
 
 def _field(s: Scenes, x: Tensor, y: Tensor, pixel_scale: float) -> list[tuple[Tensor, Tensor]]:

@@ -12,9 +12,11 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from deeplense.simulate.observation import Observation, Table
-from deeplense.simulate.priors import PriorField
+from deeplense.simulate.priors import Prior, PriorField
 
 KINDS = ("elliptical", "spiral", "ring", "merger", "group", "star", "edge_on", "artefact")
+# Room in every image: knots of the source or of a disc; companions, group members and chance neighbours together.
+CLUMPS, NEIGHBOURS = 4, 6
 ARTEFACTS = ("cosmic_ray", "trail", "column", "edge", "bleed", "smear")
 
 
@@ -26,6 +28,18 @@ def _frequencies(given: dict[str, float]) -> dict[str, float]:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Frequencies = Annotated[dict[str, float], AfterValidator(_frequencies)]
+
+
+def _check_room(name: str, number: Prior, room: int) -> None:
+    """A Poisson number is cut off at the room there is, which must be rare; all others have to fit.
+
+    Raises:
+        ValueError: more things are asked for than an image has room for.
+    """
+    most, what = (1.5 * number.poisson, "1.5 times its mean") if number.poisson is not None else (number.high, "up to")
+    if most > room:
+        given = number.model_dump(exclude_unset=True)
+        raise ValueError(f"{name} = {given}: {what} {most:g}, and an image has room for {room}: make it less")
 
 
 class Track(Table):
@@ -116,7 +130,7 @@ class Arm(Table):
 
 
 class Clumps(Table):
-    """Star-forming knots: ``number`` (four at most), their summed ``share`` of the light, ``radius`` in R_sersic."""
+    """Knots of young stars: ``number`` (CLUMPS at most), their summed ``share`` of light, ``radius`` in R_sersic."""
 
     number: PriorField
     share: PriorField
@@ -237,7 +251,10 @@ class Stars(Table):
 
 
 class Neighbours(Table):
-    """Galaxies that happen to stand in the field; ``distance`` in arcsec, ``R_sersic`` too."""
+    """Galaxies that happen to stand in the field, ``number`` of them (as many as the companions leave of NEIGHBOURS).
+
+    ``distance`` and ``R_sersic`` are arcsec.
+    """
 
     number: PriorField
     magnitude: PriorField
@@ -307,6 +324,11 @@ class SurveyWorld(Table):
         for given, known in ((self.kinds, KINDS), (self.nuisances.artefacts, ARTEFACTS)):
             if unknown := set(given) - set(known):
                 raise ValueError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        clumps = {"source": self.source.clumps, "spiral": self.spiral.clumps}
+        numbers = {f"{name}.clumps.number": (given.number, CLUMPS) for name, given in clumps.items()}
+        numbers |= {f"{name}.number": (getattr(self, name).number, NEIGHBOURS) for name in ("group", "neighbours")}
+        for name, (number, room) in numbers.items():
+            _check_room(name, number, room)
         tracks = (self.red, self.blue, self.star.track)
         if not self.bands or any(set(self.bands) - set(track.colours) for track in tracks):
             raise ValueError(f"observation.bands={self.bands}: name the bands, and give each track a colour for each")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplense.lensing.cosmology import angular_diameter_distances, theta_E_to_mass
+from deeplense.simulate import line_of_sight
 from deeplense.simulate.preset import Preset
 from deeplense.simulate.substructure import HALO_KEYS, Columns
 
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BAND_KEYS = ("psf_fwhm", "exposure_time")
+# Lists of haloes, and the column that says how many are there.
+NUMBER = dict.fromkeys(HALO_KEYS, "n_sub") | dict.fromkeys(line_of_sight.HALO_KEYS, "n_los")
+
+
+def _told(columns: Columns) -> Columns:
+    return line_of_sight.first_those_that_are_there(columns) if "n_los" in columns else columns
 
 
 def row(columns: Columns, place: int) -> dict[str, Any]:
     """One image's parameters as plain numbers, its haloes as float64 arrays of their number."""
+    columns = _told(columns)
     values = {name: column[place] for name, column in columns.items()}
-    for name in HALO_KEYS:
+    for name, number in NUMBER.items():
         if name in values:
-            values[name] = values[name][: int(values["n_sub"])]
+            values[name] = values[name][: int(values[number])]
     values |= {name: values[name][0] for name in BAND_KEYS if len(values[name]) == 1}
     return {name: value.item() if np.ndim(value) == 0 else value for name, value in values.items()}
 
@@ -33,11 +41,11 @@ def table(groups: list[Columns], snr: np.ndarray, preset: Preset, bands: tuple[s
     """
     import pyarrow as pa
 
-    columns = {}
+    columns, groups = {}, [_told(group) for group in groups]
     for name in [name for name in groups[0] if name != "label"]:  # a column of the store has it already
         values = [group[name] for group in groups]
-        if name in HALO_KEYS:
-            columns[name] = _lists(values, [group["n_sub"] for group in groups])
+        if name in NUMBER:
+            columns[name] = _lists(values, [group[NUMBER[name]] for group in groups])
         elif name in BAND_KEYS:
             columns |= _by_band(name, _interleave(values), bands)
         elif values[0].ndim == 2:

@@ -20,7 +20,8 @@ from deeplense.simulate import stream
 logger = logging.getLogger(__name__)
 CHUNK = 1024  # images copied at a time
 # Columns of params whose equal values keep images on one side when a validation part is split off; the first counts.
-_GROUPS = ("source_galaxy", "sky_group", "group")
+# Sources before lenses: only lenses have a source, so that knowing a galaxy would be knowing the answer.
+_GROUPS = ("source_galaxy", "lens_galaxy", "sky_group", "group")
 
 
 def load_data(config: Config, progress: bool = True) -> LensDataModule:
