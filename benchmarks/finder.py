@@ -26,7 +26,7 @@ import deeplense as dl
 from deeplense.evaluate.ranking import compare, ranking_scores
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from test_shortcuts import central_light  # noqa: E402 - what the shortcut tests measure, too
+from test_shortcuts import central_light
 
 TRAIN, PREVALENCE = 20_000, 1 / 18
 LENSES, OTHERS = 200, 20_000

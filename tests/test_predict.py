@@ -7,7 +7,7 @@ from scipy.special import expit, logit
 
 from deeplense import weights
 from deeplense.data.transform import Preprocess
-from deeplense.errors import ConfigError, DataError, RunError
+from deeplense.errors import ConfigError, DataError
 from deeplense.predict import Predictor
 from deeplense.tasks import get
 from toy import CLASSES, finder_set, lens_set, tiny, tiny_finder
