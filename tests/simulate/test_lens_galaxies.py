@@ -16,6 +16,7 @@ from deeplense.simulate.generate import Simulator
 from deeplense.simulate.scene import Scenes
 from deeplense.simulate.sources import EARLY, _added_up
 from deeplense.simulate.stream import StreamDataModule
+from deeplense.train import load
 
 NUM_PIX = 81
 WIDE = 121
@@ -198,3 +199,13 @@ def test_a_bank_knows_its_shapes():
     images = np.stack([blob(0.5, 0.0), blob(0.5, math.pi / 2)]).astype(np.float32)
     bank = GalaxyBank(images, ["a", "b"], np.ones(2), np.ones(2))
     assert bank.ellipticity[0] == pytest.approx([1 / 3, -1 / 3], abs=1e-4)
+
+
+def test_a_set_is_split_by_the_galaxy_that_tells_most(folder):
+    lens = Simulator("euclid-vis", seed=2, lens_galaxies=folder, settings={"num_pix": 24})
+    both = Simulator("euclid-vis", seed=2, lens_galaxies=folder, galaxies=folder, settings={"num_pix": 24})
+    for made, column in ((lens, "lens_galaxy"), (both, "source_galaxy")):
+        block = made.block(0)
+        groups, names = load._groups(block), block.params[column].to_pylist()
+        assert groups == [name or own for name, own in zip(names, block.name, strict=True)]
+        assert len(set(groups)) > 10 and any(name in groups for name in made.lens_bank.name)
