@@ -43,7 +43,7 @@ def test_every_command_of_lens_finding_is_shown():
 
 @pytest.mark.parametrize("setting", sorted(set(re.findall(r"`((?:data|loss|model|train)\.\w+)", PAGE))))
 def test_settings_exist(setting):
-    assert setting in configs.keys()
+    assert setting in set(configs.keys())
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", PAGE))

@@ -79,6 +79,12 @@ def test_simulated_images_are_mined_as_they_come(survey, tmp_path):
     assert again.class_counts() == {"nonlens": 9, "lens": int((images.label == 1).sum())}
 
 
+def test_lens_galaxies_of_training_can_be_mined_with(tmp_path):
+    chosen = config.parse_data([*PRESET, f"data.lens_galaxies={tmp_path}"], can_simulate=True)
+    with pytest.raises(DataError, match="no galaxies in"):
+        next(simulated(chosen))
+
+
 def test_mining_again_replaces_the_columns_and_asks_for_a_free_folder(run, tmp_path):
     mine(run, finder_set(40, seed=8), tmp_path / "a", num=20)
     again = mine(run, read(tmp_path / "a"), tmp_path / "b", num=5)

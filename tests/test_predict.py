@@ -7,8 +7,8 @@ from scipy.special import expit, logit
 
 from deeplense import weights
 from deeplense.data.transform import Preprocess
-from deeplense.errors import ConfigError, DataError
-from deeplense.predict import Predictor
+from deeplense.errors import ConfigError, DataError, RunError
+from deeplense.predict import Predictor, check_table
 from deeplense.tasks import get
 from toy import CLASSES, finder_set, lens_set, tiny, tiny_finder
 
@@ -34,6 +34,13 @@ def test_the_table_has_a_row_an_image_and_probabilities_at_the_temperature(run):
     found = np.stack([table[f"p_{name}"].to_numpy() for name in CLASSES], axis=1)
     np.testing.assert_allclose(found, probs, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(table["label_pred"].to_numpy(), probs.argmax(1))
+
+
+def test_a_table_wants_a_folder_that_exists_and_a_free_name(tmp_path):
+    (tmp_path / "a.csv").touch()
+    for name, message in (("a.csv", "never overwritten"), ("no/a.csv", "there is no folder"), ("a.txt", "written as")):
+        with pytest.raises(RunError, match=message):
+            check_table(tmp_path / name)
 
 
 def test_labels_play_no_part(run):

@@ -176,6 +176,8 @@ def mine(
 ) -> None:
     """Collect what a finder takes for lenses and is none: labelled or simulated images to train on next.
 
+    Of a folder with splits, the training images, never those of the test.
+
     Simulated ones: data=preset:hsc-gri data.seed=7 data.num=20000, with another seed than that of training.
     """
     from deeplense import config as configs
@@ -183,7 +185,7 @@ def mine(
 
     data = configs.parse_data(settings or [], can_simulate=True)
     is_simulated = str(data.path).startswith("preset:")
-    images = mining.simulated(data) if is_simulated else _images(settings)
+    images = mining.simulated(data) if is_simulated else _images(settings, ("train", "val"))
     mined = mining.mine(run, images, out, num, negatives_only)
     print(f"{', '.join(f'{count} {name}' for name, count in mined.class_counts().items())} images are in {out}")
 
@@ -239,8 +241,8 @@ def demo(
         print(f"report: {out / chapter.run / 'report.html'}")
 
 
-def _images(settings: list[str] | None) -> Any:
-    """The LensSet that ``data=...`` names; of a folder with splits, the test images, or else those for validation."""
+def _images(settings: list[str] | None, parts: tuple[str, ...] = ("test", "val")) -> Any:
+    """The LensSet that ``data=...`` names; of a folder with splits, the first of these parts that is there."""
     from deeplense import config as configs
     from deeplense.data.read import find_splits, read
 
@@ -248,7 +250,9 @@ def _images(settings: list[str] | None) -> Any:
     if data.path is None:
         raise ConfigError("no images are named: add data=DIR")
     splits = find_splits(data.path)
-    which = next((split for split in ("test", "val") if split in splits), None)
+    which = next((split for split in parts if split in splits), None)
+    if which is None and "test" in splits:
+        raise ConfigError(f"{data.path} holds test images only: to train on what is found in them, name them alone")
     return read(data.path, split=which, **data.reading())
 
 

@@ -17,7 +17,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 # What of a DataConfig says which images are simulated.
-SIMULATING = {"fidelity", "seed", "num", "settings", "galaxies", "compile"}
+SIMULATING = {"fidelity", "seed", "num", "settings", "galaxies", "lens_galaxies", "compile"}
 # A section may be given by its most telling key alone: `data=DIR`, `model=microsoft/resnet-50`.
 SHORTHAND = {"data": "data.path", "model": "model.name", "init": "model.init"}
 

@@ -75,8 +75,9 @@ def mine(
 
 def simulated(data: DataConfig) -> Iterator[LensSet]:
     """The first ``data.num`` images of ``data.path = "preset:NAME"`` and ``data.seed``, a block at a time."""
-    name, part = str(data.path).removeprefix(PREFIX), "train" if data.galaxies else None
-    options: dict[str, Any] = {"compile": data.compile, "galaxies": data.galaxies, "part": part}
+    name, part = str(data.path).removeprefix(PREFIX), "train" if data.galaxies or data.lens_galaxies else None
+    options: dict[str, Any] = {"compile": data.compile, "part": part}
+    options |= {"galaxies": data.galaxies, "lens_galaxies": data.lens_galaxies}
     simulator = Simulator(name, data.fidelity, data.seed, settings=parse_settings(data.settings), **options)
     return simulator.stream(0, data.num)
 

@@ -82,13 +82,15 @@ def check_table(path: Path | str) -> Path:
     """A file that a table may be written to.
 
     Raises:
-        RunError: another ending than ``.csv`` or ``.parquet``, or the file exists.
+        RunError: another ending than ``.csv`` or ``.parquet``, the file exists, or its folder does not.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".parquet"):
         raise RunError(f"{path}: tables are written as .csv or .parquet")
     if path.exists():
         raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    if not path.parent.is_dir():
+        raise RunError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
     return path
 
 

@@ -77,6 +77,8 @@ def test_bands_name_extensions(several, caplog):
     path, images = several
     np.testing.assert_array_equal(read(path).images[0], images["VIS"][None])
     assert "holds 3 images (VIS, NIR_Y, VIS_PSF): only the first is read; bands=" in caplog.text
+    with pytest.raises(DataError, match="bands is empty"):
+        read(path, bands=[])
     both = read(path, bands=["NIR_Y", "vis"])
     np.testing.assert_array_equal(both.images[0], np.stack([images["NIR_Y"], images["VIS"]]))
     np.testing.assert_array_equal(read(path, bands=["3"]).images[0, 0], images["NIR_Y"])

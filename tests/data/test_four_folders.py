@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from deeplense import config, train
+from deeplense import cli, config, train
 from deeplense.config import parse_data
 from deeplense.data.read import find_splits, read
 from deeplense.errors import DataError
-from toy import tiny
+from deeplense.evaluate.judge import judge
+from toy import tiny, tiny_finder
 
 RNG = np.random.default_rng(0)
 FOLDERS = ("train_lenses", "train_nonlenses", "test_lenses", "test_nonlenses")
@@ -107,6 +109,23 @@ def test_a_folder_beside_them_does_not_turn_test_images_into_classes(four):
     write(four / "extra", 2)
     with pytest.raises(DataError, match=r"test_lenses.*look like splits, beside extra: move or rename"):
         loaded(four)
+
+
+def test_the_test_images_are_not_taken_for_those_of_training_nor_mined(four, tmp_path, capsys, caplog, monkeypatch):
+    settings = tiny_finder(tmp_path / "run", f"data={four}", "train.epochs=1")
+    run = train.fit(settings, train.load_data(settings), progress=False)
+    judge(run, read(four, split="test"), tmp_path / "report", bootstrap=0)
+    assert "used in training" not in caplog.text
+    monkeypatch.setattr("sys.argv", ["deeplense", "mine", str(run), f"data={four}", "--out", str(tmp_path / "hard")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert all(name.startswith("train_") for name in read(tmp_path / "hard").name)
+    for split in ("train_lenses", "train_nonlenses"):
+        shutil.rmtree(four / split)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "holds test images only" in capsys.readouterr().err
 
 
 def test_settings_reach_the_reader(four, tmp_path):

@@ -69,3 +69,11 @@ def test_sets_that_cannot_be_learnt_from():
     for train, val, message in wrong:
         with pytest.raises(DataError, match=message):
             LensDataModule(train, val, 8)
+
+
+def test_validation_without_a_class_comes_with_a_warning(caplog):
+    good = lens_set(30)
+    LensDataModule(good, lens_set(30, seed=1), 8)
+    assert not caplog.text
+    LensDataModule(good, good.select(np.flatnonzero(good.label != 1)), 8)
+    assert "no validation image is of class sphere" in caplog.text

@@ -146,12 +146,36 @@ def test_rows_whose_images_cannot_be_used_are_left_out_of_everything(tmp_path, c
         ([0.3, 1, 0, 0, 1, 1], "label holds 0.3; labels are names, or whole numbers"),
         ([-1, 1, 0, 0, 1, 1], "label holds -1"),
         ([0, None, 1, 0, 1, None], "2 of 6 rows have no label.*label_column="),
-        ([0, 1, 0, 1, 0, 1000], "label has 1001 different values"),
+        ([0, 1, 0, 1, 0, 1000], "label reaches 1000, so it is no label"),
+        ([0, 1, 0, 1, 0, 10**11], "label reaches 100000000000"),
+        ([0, 1, 0, 1, 0, float("inf")], "label holds inf"),
+        ([0, 1, 0, 1, 0, 1e300], r"label holds 1e\+300"),
+        (["lens", "", "lens", "", "nonlens", "lens"], "2 of 6 rows have no label"),
     ],
 )
 def test_columns_that_are_no_labels(tmp_path, labels, message):
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / "t.csv", {"file": images(tmp_path), "label": labels}))
+
+
+def test_columns_of_one_name_and_a_column_of_two_meanings(tmp_path):
+    first = images(tmp_path)[0]
+    (tmp_path / "t.csv").write_text(f"file,z,z\n{first},1,2\n")
+    with pytest.raises(DataError, match="two columns of the name 'z'"):
+        read(tmp_path / "t.csv")
+    path = write(tmp_path / "u.csv", {"file": images(tmp_path), "label": [0, 1] * 3})
+    lenses = read(path, label_column="file")
+    assert lenses.classes == tuple(images(tmp_path)) and lenses.params.column_names == ["catalogue_label"]
+
+
+def test_files_in_several_rows_are_told_of_and_must_agree(tmp_path, caplog):
+    names = images(tmp_path)
+    write(tmp_path / "t.csv", {"file": [*names, names[2]], "label": [0, 1, 0, 1, 0, 1, 0]})
+    assert len(read(tmp_path / "t.csv")) == 7
+    assert "1 files stand in several rows (first: img/0002.npy)" in caplog.text
+    write(tmp_path / "u.csv", {"file": [*names, names[2]], "label": [0, 1, 0, 1, 0, 1, 1]})
+    with pytest.raises(DataError, match=r"the rows of img/0002\.npy differ in their label"):
+        read(tmp_path / "u.csv")
 
 
 def test_files_that_are_no_tables(tmp_path):

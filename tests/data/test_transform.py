@@ -73,6 +73,11 @@ def test_it_comes_back_from_json_exact_to_the_bit():
 def test_constant_or_absent_images_are_errors():
     with pytest.raises(DataError, match="same value"):
         Preprocess((10, 10)).fit(np.full((4, 1, 10, 10), 0.1, np.float32))
+    images = random_images()
+    images[:, -1] = 3.0
+    for stretch in ("none", "asinh"):  # divided by a scatter of zero, it would be NaN
+        with pytest.raises(DataError, match=f"channel {images.shape[1] - 1} has the same value"):
+            Preprocess((10, 10), stretch=stretch).fit(images)
     with pytest.raises(DataError, match="no training images"):
         Preprocess((10, 10)).fit(np.zeros((0, 1, 10, 10), np.float32))
 

@@ -89,6 +89,16 @@ def test_small_sets_have_fewer_bins_and_no_table_none():
     assert few == nothing  # thirty non-lenses measure no rate of 0.01
 
 
+def test_a_catalogues_columns_may_hold_anything():
+    score, label, _ = survey(600)
+    columns = {"kind": [None, 3] * 300, "artefact": [False, True, None] * 200, "theta_E": ["n/a"] * 600}
+    params = pa.table({**columns, "snr": [[1.0]] * 600})
+    (found,) = population_scores(score, label, params)["false_positives"]
+    assert {row["kind"]: row["n"] for row in found["artefact"]} == {"none": 200, "True": 100}
+    assert population_scores(score, label, params)["completeness"] == []
+    assert kind_of(params, ("nonlens", "lens"), label)[:4] == ["nonlens", "3, True", "nonlens", "3"]
+
+
 def test_the_simulators_truth_table_is_understood():
     images = Simulator("hsc-gri", seed=3).images(range(96))
     rows = population_scores(images.label + np.random.default_rng(0).normal(size=96) / 9, images.label, images.params)

@@ -261,6 +261,8 @@ def test_the_compiled_engine_agrees_with_the_eager_one():
         ({"line_of_sight.delta": {"log_normal": [1.0, 0.1]}}, "delta has no upper end"),
         ({"line_of_sight.planes": 0}, r"line_of_sight\.planes"),
         ({"line_of_sight.radius": -1.0}, r"line_of_sight\.radius"),
+        ({"line_of_sight.delta": 1e7}, "haloes in the way of a lens"),
+        ({"line_of_sight.delta": 1.0, "line_of_sight.radius": 1e4}, "haloes in the way of a lens"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

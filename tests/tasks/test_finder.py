@@ -30,6 +30,13 @@ def test_the_network_gives_one_logit_an_image():
     assert make()(torch.from_numpy(finder_set(5).images)).shape == (5, 1)
 
 
+def test_unknown_class_names_are_said_aloud(caplog):
+    for names, is_said in ((("nonlens", "lens"), False), (("0", "1"), False), (("arc", "noarc"), True)):
+        caplog.clear()
+        make(names).know_mixture(np.full(2, 0.5), np.ones(2))
+        assert ("'noarc' count as lenses" in caplog.text) == is_said
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_loss_is_binary_cross_entropy(label):
     p = 1 / (1 + math.exp(-1.5))

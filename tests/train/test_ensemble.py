@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_the_card_says_what_it_is_made_of(run):
     task = weights.load_task(run)
     validated = task.validated_on(MAKE[task.config.task][1]().val, 16)
     assert card["scores"]["val_score"] == pytest.approx(task.score(validated))
-    task.know_mixture(np.full(2, 0.5), np.ones(2))  # of the balanced finder; the other one needs none
+    task.know_mixture(np.array([0.75, 0.25]), np.ones(2))  # of the finder's images; the other one needs none
     assert card["calibration"] == pytest.approx(task.calibrate(validated), rel=1e-3)
 
 
@@ -102,6 +103,21 @@ def test_an_interrupted_ensemble_keeps_finished_members_and_goes_on_to_the_same_
     assert (cut / "member-1" / "model.json").stat().st_mtime_ns == kept
     assert (cut / "model.safetensors").read_bytes() == (classifier / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match="is finished"):
+        train.fit(settings, data())
+
+
+def test_a_member_that_somebody_put_there_is_not_taken(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    settings = tiny(tmp_path / "run", *SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr("deeplense.train.ensemble._finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(settings, data())
+    shutil.rmtree(tmp_path / "run" / "member-2")
+    shutil.copytree(tmp_path / "run" / "member-1", tmp_path / "run" / "member-2")
+    with pytest.raises(RunError, match="member-2 was trained with another seed"):
         train.fit(settings, data())
 
 

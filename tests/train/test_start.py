@@ -157,6 +157,11 @@ def test_freezing_what_has_learnt_nothing_is_refused(tmp_path):
         train.fit(tiny(tmp_path / "a", "train.freeze=1"), data())
 
 
+def test_what_does_not_exist_is_no_start(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such run or file"):
+        train.check_free(tiny(tmp_path / "a", f"init={tmp_path / 'none'}"))
+
+
 def test_an_unfinished_run_is_no_start(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(RunError, match="is not finished"):

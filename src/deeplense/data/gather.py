@@ -40,6 +40,8 @@ class Reading:
         for name in ("max_bad_fraction", "max_nan_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name}={getattr(self, name):g} is out of range; allowed: 0 to 1")
+        if self.bands is not None and not self.bands:
+            raise DataError("bands is empty: name one band or more, or leave it out")
 
 
 @dataclass(frozen=True)

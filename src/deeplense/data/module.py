@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from deeplense.data import split
 from deeplense.data.sampler import BalancedSampler
 from deeplense.data.schema import LensSet
 from deeplense.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
@@ -129,10 +132,13 @@ def _check(train: LensSet, val: LensSet) -> None:
     if train.label is None or val.label is None:
         raise DataError("training needs labels: give folders with one sub-folder for each class")
     if len(train.classes) < 2 or np.unique(train.label).size < 2:
-        raise DataError(f"only one class ({', '.join(train.classes)}): there is nothing to tell apart")
+        present = ", ".join(name for name, count in train.class_counts().items() if count)
+        raise DataError(f"only one class ({present}): there is nothing to tell apart")
     if train.fingerprint() == val.fingerprint():
         raise DataError("the validation images are the training images: give others, or leave data.val out")
     if train.classes != val.classes:
         raise DataError(f"training classes are {train.classes}, validation classes are {val.classes}; they must agree")
     if train.images.shape[1] != val.images.shape[1]:
         raise DataError(f"training images are {train.images.shape[1:]}, validation images {val.images.shape[1:]}")
+    if missing := [name for name, count in val.class_counts().items() if not count]:
+        logger.warning("no validation image is of class %s: they say little about which epoch is best", missing[0])

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,8 @@ def _read_images(source: Path, split: str | None, reading: Reading) -> LensSet:
             f"no images in {source}: expected files ({', '.join(ENDINGS)}), class folders of them, or a deeplense data "
             f"set{f'; or read its table, {source / tables[0]}' if tables else ''}"
         )
-    return _as_set(source, gather_items(source, items or beside, reading), items or beside, label, names)
+    found = _as_set(source, gather_items(source, items or beside, reading), items or beside, label, names)
+    return found if split is None else replace(found, provenance={**found.provenance, "split": split})
 
 
 def _as_set(

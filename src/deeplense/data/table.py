@@ -55,17 +55,18 @@ def read_table(path: Path, reading: Reading) -> LensSet:
     wished = reading.label_column
     label = None if wished == "" else _column(path, table, "label_column", wished, LABEL_COLUMNS)
     names = [str(name) for name in table[file].to_pylist()]
-    items = _items(path.parent, names, reading.bands)
-    if not items:
+    if not names:
         raise DataError(f"{path} has no rows")
-    found = gather_items(path, items, reading)
     numbers, class_names = _labels(path, label, table[label]) if label is not None else (None, ())
+    _check_repeated(path, names, numbers)
+    items = _items(path.parent, names, reading.bands)
+    found = gather_items(path, items, reading)
     return LensSet(
         images=found.images,
         name=[as_text(names[i]) for i in found.kept],
         label=None if numbers is None else numbers[found.kept],
         classes=class_names,
-        params=_params(table.drop_columns([file, label] if label is not None else [file]), found),
+        params=_params(table.drop_columns(list({file, label} - {None})), found),
         pixel_scale=pixel_scale(items),
         provenance={
             "source": as_text(path),
@@ -77,6 +78,13 @@ def read_table(path: Path, reading: Reading) -> LensSet:
 
 
 def _open(path: Path) -> pa.Table:
+    table = _parsed(path)
+    if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise DataError(f"{path} has two columns of the name {twice[0]!r}: rename or remove one of them")
+    return table
+
+
+def _parsed(path: Path) -> pa.Table:
     try:
         if path.name.lower().endswith(".csv"):
             return _open_csv(path)
@@ -162,18 +170,20 @@ def _by_number(folder: Path, bands: Bands) -> dict[str, Item]:
 
 def _labels(path: Path, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class numbers (N,) and class names, from 0 and 1, from other numbers, or from names."""
-    if column.null_count:
+    values = column.to_pylist()
+    if empty := sum(value is None or value == "" for value in values):
         raise DataError(
-            f"{path}: {column.null_count} of {len(column)} rows have no {name}: remove them, or read without labels "
+            f"{path}: {empty} of {len(values)} rows have no {name}: remove them, or read without labels "
             '(data.label_column="")'
         )
-    values = column.to_pylist()
     if all(isinstance(value, str) for value in values):
         names = classes.order(values)
         numbers = np.array([dict(zip(names, range(len(names)), strict=True))[value] for value in values], np.int64)
     else:
         numbers = _numbers(path, name, values)
         is_lens = name.lower() == "is_lens"
+        if numbers.max(initial=0) >= _MOST_CLASSES:
+            raise DataError(f"{path}: {name} reaches {numbers.max()}, so it is no label: data.label_column names it")
         names = ("nonlenses", "lenses") if is_lens else tuple(map(str, range(int(numbers.max(initial=0)) + 1)))
         if is_lens and numbers.max(initial=0) > 1:
             raise DataError(f"{path}: {name} reaches {numbers.max()}; it is 1 for a lens and 0 for none")
@@ -184,8 +194,27 @@ def _labels(path: Path, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray,
     return numbers, tuple(as_text(text) for text in names)
 
 
+def _check_repeated(path: Path, names: Sequence[str], numbers: np.ndarray | None) -> None:
+    """Tell of files that stand in several rows: they could be learnt from and judged by at once.
+
+    Raises:
+        DataError: such rows differ in their label.
+    """
+    counts = Counter(names)
+    repeated = [name for name in counts if counts[name] > 1]
+    if not repeated:
+        return
+    if numbers is not None and len(labelled := set(zip(names, numbers.tolist(), strict=True))) > len(counts):
+        differing = next(name for name, count in Counter(name for name, _ in labelled).items() if count > 1)
+        raise DataError(f"{path}: the rows of {differing} differ in their label: keep the right one")
+    logger.warning(
+        "%s: %d files stand in several rows (first: %s): copies may fall on both sides of a split",
+        *(path, len(repeated), repeated[0]),
+    )
+
+
 def _numbers(path: Path, name: str, values: Sequence[object]) -> np.ndarray:
-    wrong = [v for v in values if not isinstance(v, int | float) or v != v or int(v) != v or v < 0]
+    wrong = [v for v in values if not isinstance(v, int | float) or not 0 <= v < 2**53 or int(v) != v]
     if wrong:
         raise DataError(f"{path}: {name} holds {wrong[0]!r}; labels are names, or whole numbers from 0 on")
     return np.array([int(v) for v in values], np.int64)  # type: ignore[call-overload]

@@ -76,8 +76,9 @@ class Preprocess(nn.Module):
         if self.stretch == "asinh":
             self.softening = _moments(self._clipped(self._framed(x)) for x in _chunks(images))[1]
         self.mean, self.std = _moments(self._prepared(x) for x in _chunks(images))
-        if not (self.std > 0).all():
-            raise DataError("every pixel of the training images has the same value: nothing can be learnt from them")
+        if constant := torch.nonzero(~(self.std.flatten() > 0)).flatten().tolist():
+            where = "of the training images" if len(constant) == images.shape[1] else f"of their channel {constant[0]}"
+            raise DataError(f"every pixel {where} has the same value: nothing can be learnt from them")
         return self
 
     def to_dict(self) -> dict[str, Any]:

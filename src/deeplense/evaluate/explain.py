@@ -140,13 +140,15 @@ def check_picture(path: Path | str) -> Path:
     """A file that a picture may be written to.
 
     Raises:
-        RunError: another ending than .png, .pdf or .svg, or the file exists.
+        RunError: another ending than .png, .pdf or .svg, the file exists, or its folder does not.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in ENDINGS:
         raise RunError(f"{path}: pictures are written as .png, .pdf or .svg")
     if path.exists():
         raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    if not path.parent.is_dir():
+        raise RunError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
     return path
 
 

@@ -130,7 +130,7 @@ def _is_passage(network: nn.Module, module: nn.Module, images: Tensor) -> bool:
 
 
 def _module(network: nn.Module, layer: str) -> nn.Module:
-    named = dict(network.named_modules())
+    named = {name: module for name, module in network.named_modules() if name}
     if layer not in named:
         raise ModelError(f"there is no layer {layer!r}; {did_you_mean(layer, named)}")
     return named[layer]

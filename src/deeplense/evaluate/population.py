@@ -89,15 +89,21 @@ def quantities(columns: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def numbers(params: pa.Table, name: str) -> np.ndarray:
-    """A column as float64, null as NaN, shape (N,)."""
+    """A column as float64, null as NaN, shape (N,); all NaN if it holds no numbers (a catalogue's may be anything)."""
+    from pyarrow import types
+
+    kind = params[name].type
+    if not (types.is_integer(kind) or types.is_floating(kind)):
+        return np.full(params.num_rows, np.nan)
     return np.array([np.nan if value is None else value for value in params[name].to_pylist()], np.float64)
 
 
 def texts(params: pa.Table, name: str) -> np.ndarray | None:
-    """A column as text, null as "", shape (N,); None if there is none."""
+    """A column as text, null and false as "", shape (N,); None if there is none."""
     if name not in params.column_names:
         return None
-    return np.array([value or "" for value in params[name].to_pylist()], dtype=object)
+    values = params[name].to_pylist()
+    return np.array(["" if value is None or value is False else str(value) for value in values], dtype=object)
 
 
 def completeness_bins(values: np.ndarray, is_found: np.ndarray) -> list[dict[str, float]]:

@@ -18,8 +18,8 @@ from deeplense import __version__
 from deeplense.data.galaxies import GalaxyBank, read_galaxies
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
+from deeplense.simulate import line_of_sight, scene, sources, survey, truth
 from deeplense.simulate import preset as presets
-from deeplense.simulate import scene, sources, survey, truth
 from deeplense.simulate.preset import Preset, World
 from deeplense.simulate.render import photograph, render, scale
 from deeplense.simulate.scene import Scenes
@@ -57,8 +57,8 @@ class Simulator:
             type, in presets for lens finding.
 
     Raises:
-        ConfigError: an unknown preset, fidelity or setting, a negative seed or strength, a device that is not there, or
-            lens galaxies in a preset without their light.
+        ConfigError: an unknown preset, fidelity or setting, a negative seed or strength, a device that is not there,
+            lens galaxies in a preset without their light, or too many haloes along the line of sight.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class Simulator:
         self.world = self.preset.world(fidelity)
         if lens_galaxies is not None and isinstance(self.world, World):
             raise ConfigError(f"{self.preset.name} has no light of lenses: lens_galaxies is for hsc-gri and euclid-vis")
+        if isinstance(self.world, World):
+            line_of_sight.check(self.preset, self.world)
         self.bank, self.lens_bank = (
             None if folder is None else read_galaxies(folder, pixel_scale=1.0, part=part)
             for folder in (galaxies, lens_galaxies)

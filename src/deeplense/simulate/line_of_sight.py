@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import poisson
 
+from deeplense.errors import ConfigError
 from deeplense.lensing import haloes
 from deeplense.lensing.cosmology import ARCSEC, angular_diameter_distances, comoving_distance
 from deeplense.simulate.preset import LineOfSight, Preset, Sphere, World
@@ -28,6 +29,7 @@ LAYOUT_KEYS = ("los_chi", "los_room", "los_main")
 # Each plane has room for as many haloes as one image in this many would exceed, and grows by steps: compiled code
 # meets one shape nearly always.
 ONE_IN, STEP = 1000, 4
+MOST = 20_000  # haloes in the way of one lens; more would not fit in memory
 # Points of the integrals over masses.
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 
@@ -59,6 +61,19 @@ def given(world: World, kind: int) -> LineOfSight | None:
     if priors is None or not world.has_line_of_sight:
         return None
     return priors if priors.is_in_all_classes or isinstance(_substructure(world, kind), Sphere) else None
+
+
+def check(preset: Preset, world: World) -> None:
+    """Raises ConfigError if an image would have more haloes than can be traced."""
+    priors = world.line_of_sight
+    if priors is None or not world.has_line_of_sight:
+        return
+    number = priors.delta.high * float(expected(priors, planes(preset, world)).sum())
+    if not number <= MOST:
+        raise ConfigError(
+            f"line_of_sight puts {number:.2g} haloes in the way of a lens, {MOST:,} are the most: choose a smaller "
+            "delta or radius, or a larger lowest mass"
+        )
 
 
 def planes(preset: Preset, world: World) -> Planes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from deeplense.errors import ConfigError, DataError
 from deeplense.evaluate.calibrate import binary_log_odds, fit_binary
 from deeplense.models import backbone
 from deeplense.tasks.base import Columns, LensTask
+
+logger = logging.getLogger(__name__)
 
 LENS_NAMES = {"lens", "lenses"}
 
@@ -37,6 +41,11 @@ class FinderTask(LensTask):
         if self.classes[0].lower() in LENS_NAMES:
             raise DataError(f"the lenses come before {self.classes[1]!r}: call that class 'nonlens', the other 'lens'")
         return backbone.build(self.config.model, self.in_channels, 1, architecture)
+
+    def know_mixture(self, drawn: np.ndarray, weights: np.ndarray) -> None:
+        super().know_mixture(drawn, weights)
+        if self.classes[1].lower() not in {*LENS_NAMES, "1"}:
+            logger.warning("the images of class %r count as lenses, those of %r do not", *self.classes[::-1])
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         smoothing = self.config.loss.label_smoothing if self.training else 0.0

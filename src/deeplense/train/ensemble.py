@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from deeplense import config as configs
 from deeplense import weights
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
-from deeplense.errors import ConfigError
+from deeplense.errors import ConfigError, RunError
 from deeplense.train import folder
 from deeplense.train.build import build_task, new_task
 from deeplense.train.start import Place
@@ -33,6 +34,7 @@ def fit_ensemble(
 
     Raises:
         ConfigError: several devices are asked for.
+        RunError: the folder of a member holds another run.
     """
     run, number = Path(config.out), config.train.ensemble
     if config.train.devices > 1:
@@ -43,7 +45,9 @@ def fit_ensemble(
     seed = data.seed  # of the order of the images
     try:
         for i, member in enumerate(members):
-            if not (Path(member.out) / CARD).is_file():
+            if (Path(member.out) / CARD).is_file():
+                _check_member(member)
+            else:
                 logger.info("member %d of %d", i + 1, number)
                 data.seed = member.seed
                 fit_run(member, data, (i, number))
@@ -58,6 +62,13 @@ def _member(config: Config, i: int) -> Config:
     train = config.train.model_copy(update={"ensemble": 1, "export": []})
     out = Path(config.out) / f"member-{i + 1}"
     return config.model_copy(update={"seed": (config.seed + i) % 2**32, "out": str(out), "train": train})
+
+
+def _check_member(member: Config) -> None:
+    """Raises RunError if a finished member was trained with other settings: somebody put another run there."""
+    differing = configs.parse(weights.load_card(Path(member.out))["config"]).differences(member)
+    if differing:
+        raise RunError(f"{member.out} was trained with another {', '.join(differing)}: delete it to train it again")
 
 
 def _finish(config: Config, data: LensDataModule, members: list[Path]) -> None:

@@ -33,6 +33,8 @@ def adopt(config: Config) -> Config:
         if config.train.freeze and not config.model.pretrained:
             raise ConfigError("train.freeze keeps what was learnt before, and this starts anew: add init=RUN")
         return config
+    if not Path(init).exists():
+        raise ConfigError(f"model.init={init}: there is no such run or file of weights")
     if not Path(init).is_dir():
         return config  # a file of weights says nothing of its network
     theirs = configs.parse(weights.load_card(Path(init))["config"]).model
