@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from deeplense.errors import ConfigError, did_you_mean
 
@@ -16,6 +16,21 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _ordered(span: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < span[0] <= span[1]:
+        raise ValueError("give two numbers above 0, the smaller one first")
+    return span
+
+
+def _shares(span: tuple[float, float]) -> tuple[float, float]:
+    if span[1] > 1:
+        raise ValueError("give two shares, above 0 and not above 1")
+    return span
+
+
+Span = Annotated[tuple[float, float], AfterValidator(_ordered)]
 # What of a DataConfig says which images are simulated.
 SIMULATING = {"fidelity", "seed", "num", "settings", "galaxies", "lens_galaxies", "compile"}
 # A section may be given by its most telling key alone: `data=DIR`, `model=microsoft/resnet-50`.
@@ -95,13 +110,13 @@ class AugmentConfig(Section):
     flips: bool = False
     quarter_turns: bool = False
     shift: Annotated[int, Field(ge=0)] = 0  # pixels, whole, edges repeated
-    degrees: NotNegative = 0.0  # affine: rotation within +-degrees
+    degrees: Annotated[float, Field(ge=0, le=360)] = 0.0  # affine: rotation within +-degrees
     translate: Fraction = 0.0  # affine: shift within +-this share of the image
-    scale: tuple[float, float] = (1.0, 1.0)  # affine: zoom
-    shear: NotNegative = 0.0  # affine: degrees
-    crop: tuple[float, float] = (1.0, 1.0)  # share of the area kept by a random crop, resized back
+    scale: Span = (1.0, 1.0)  # affine: zoom
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0.0  # affine: degrees
+    crop: Annotated[Span, AfterValidator(_shares)] = (1.0, 1.0)  # share of the area that a random crop keeps, resized
     blur: Fraction = 0.0  # probability of a Gaussian blur
-    blur_sigma: tuple[float, float] = (0.1, 1.5)  # pixels
+    blur_sigma: Span = (0.1, 1.5)  # pixels
     noise: NotNegative = 0.0  # largest Gaussian noise that is added, in standard deviations of the image's channel
 
 
@@ -314,7 +329,8 @@ def _one_line(error: ValidationError) -> str:
         below = first["input"] if isinstance(first["input"], dict) else {}
         key = ".".join([key, *(name for name, _ in list(_flatten(below))[:1])])
         return f"unknown setting {key!r}; {_nearest(key)}"
-    message = first["msg"][0].lower() + first["msg"][1:]
+    text = first["msg"].removeprefix("Value error, ")  # pydantic's word before ours
+    message = text[0].lower() + text[1:]
     return f"{key} = {first['input']!r}: {message}" if first["type"] != "missing" else f"{key} is missing"
 
 
