@@ -57,6 +57,11 @@ def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
 def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
     """A stratified part of the training images for validation; images of one group stay on one side."""
     fraction, label = config.data.val_fraction, _labels(whole)
+    if "mined" in whole.provenance:
+        logger.warning(
+            "validation is split off mined images, all of them hard: probabilities will not hold on the sky, whatever "
+            "the prevalence; name ordinary images in data.val"
+        )
     groups = _groups(whole)
     if groups is None:
         rows = split.stratified_split(label, fraction, config.seed, whole.classes)
@@ -68,12 +73,16 @@ def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
 
 def _groups(whole: LensSet) -> list[str] | None:
     """The source galaxy or patch of sky of each image, or its own name where it has none; None without such groups."""
-    columns = whole.params.column_names if whole.params is not None else []
-    column = next((name for name in _GROUPS if name in columns), None)
-    if whole.params is None or column is None:
+    found = [name for name in _GROUPS if whole.params is not None and name in whole.params.column_names]
+    if whole.params is None or not found:
         return None
+    column, *others = found
     groups = whole.params[column].to_pylist()
     logger.info("images of the same %s stay on one side of the split", column)
+    if others:
+        logger.warning(
+            "the same %s may stand on both sides of the split: name a set in data.val to avoid it", others[0]
+        )
     return [name if group in (None, "") else str(group) for group, name in zip(groups, whole.name, strict=True)]
 
 
