@@ -80,9 +80,7 @@ def _groups(whole: LensSet) -> list[str] | None:
     groups = whole.params[column].to_pylist()
     logger.info("images of the same %s stay on one side of the split", column)
     if others:
-        logger.warning(
-            "the same %s may stand on both sides of the split: name a set in data.val instead", others[0]
-        )
+        logger.warning("the same %s may stand on both sides of the split: name a set in data.val instead", others[0])
     return [name if group in (None, "") else str(group) for group, name in zip(groups, whole.name, strict=True)]
 
 
