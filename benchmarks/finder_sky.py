@@ -28,6 +28,7 @@ from deeplense.evaluate.ranking import ranking_scores
 
 FIELD = 64 * 0.168  # arcsec of a training image
 FOLDS = 5
+OTHERS = 2000  # simulated non-lenses that HST lenses are ranked among
 
 
 def genuine(real: Path) -> tuple[dl.LensSet, list[str]]:
@@ -81,6 +82,16 @@ def fine_tuned(run: Path | None, images: dl.LensSet, groups: list[str], members:
     return score
 
 
+def above(real: Path, run: Path, others: Path) -> dict[str, float]:
+    """HST lenses, one band in all channels, without non-lenses of their own: the share of simulated ones above each."""
+    images, predictor = dl.read(real / "hst-lenses"), dl.Predictor.load(run)
+    images = replace(images, images=np.repeat(images.images, predictor.task.in_channels, axis=1))
+    simulated = dl.read(others)
+    simulated = simulated.select(np.flatnonzero(np.asarray(simulated.label) == 0)[:OTHERS])
+    lens, other = (predictor.predict(some)["score"].to_numpy() for some in (images, simulated))
+    return {name: float(np.mean(other >= score)) for name, score in zip(images.name, lens, strict=True)}
+
+
 def auc(score: np.ndarray, images: dl.LensSet) -> dict[str, Any]:
     """AUC with its interval."""
     return ranking_scores(score, images.label)["auc"]
@@ -91,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("real", type=Path)
     parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/finder-benchmark/ours")])
+    parser.add_argument("--others", type=Path, default=Path("runs/finder-benchmark/test"))
     parser.add_argument("--members", type=int, default=3, help="networks of the fine-tuned ensembles")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
@@ -105,6 +117,8 @@ def main() -> None:
             row["from random weights"] = auc(fine_tuned(None, images, groups, args.members), images)
         print(name, json.dumps(row), flush=True)
         args.out.write_text(json.dumps(table, indent=1) + "\n")
+    table["HST, share of simulated non-lenses above"] = above(args.real, args.runs[0], args.others)
+    args.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":
