@@ -41,9 +41,10 @@ def finder_set(num: int, seed: int = 0, size: int = 24, channels: int = 1, one_i
 SETS = {"substructure": lens_set, "finder": finder_set}
 
 
-def finder_data(num: int = 96, batch_size: int = 16, **options: int) -> LensDataModule:
+def finder_data(num: int = 96, batch_size: int = 16, balanced: bool = False, **options: int) -> LensDataModule:
     """Training and validation images of the finder, drawn apart."""
-    return LensDataModule(finder_set(num, 1, **options), finder_set(48, 2, **options), batch_size, seed=0)
+    sets = (finder_set(num, 1, **options), finder_set(48, 2, **options))
+    return LensDataModule(*sets, batch_size, seed=0, balanced=balanced)
 
 
 def data(num: int = 96, batch_size: int = 16) -> LensDataModule:

@@ -204,7 +204,7 @@ def test_the_finder_sees_what_the_settings_make_of_rare_lenses(tmp_path, caplog)
     for balanced in (False, True):
         for weighted in (False, True):
             words = [f"data.balanced={str(balanced).lower()}", f"loss.class_weights={str(weighted).lower()}"]
-            task = train.build_task(tiny_finder(tmp_path / "a", *words), finder_data())
+            task = train.build_task(tiny_finder(tmp_path / "a", *words), finder_data(balanced=balanced))
             shares[balanced, weighted] = task.train_shares[1]
             assert ("count twice" in caplog.text) == (balanced and weighted)
             weights_of_classes = [2 / 3, 2.0] if weighted else [1.0, 1.0]
