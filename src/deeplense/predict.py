@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deeplense import weights
-from deeplense.data.files import replacing
+from deeplense.data.files import check_new_file, replacing
 from deeplense.data.schema import LensSet
 from deeplense.errors import RunError
 from deeplense.tasks import LensTask
@@ -87,11 +87,7 @@ def check_table(path: Path | str) -> Path:
     path = Path(path)
     if path.suffix not in (".csv", ".parquet"):
         raise RunError(f"{path}: tables are written as .csv or .parquet")
-    if path.exists():
-        raise RunError(f"{path} exists and is never overwritten: choose another --out")
-    if not path.parent.is_dir():
-        raise RunError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
-    return path
+    return check_new_file(path)
 
 
 def write_table(table: pa.Table, path: Path | str) -> None:

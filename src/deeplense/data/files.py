@@ -50,3 +50,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys, so that equal values give equal bytes; raises RunError as ``replacing`` does."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def check_new_file(path: Path) -> Path:
+    """The same path, if a file can be made there without replacing one.
+
+    Raises:
+        RunError: the file exists, or its folder does not.
+    """
+    if path.exists():
+        raise RunError(f"{path} exists and is never overwritten: choose another --out")
+    if not path.parent.is_dir():
+        raise RunError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
+    return path

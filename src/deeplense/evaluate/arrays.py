@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,15 @@ def check_probs(probs: Any, label: Any) -> tuple[np.ndarray, np.ndarray]:
             f"{sums.max():.3g}; they must lie in 0..1 and sum to 1 (apply softmax to logits first)"
         )
     return values / sums, numbers
+
+
+def check_lengths(label: np.ndarray, **parts: Sized | None) -> None:
+    """See that what is given beside the labels has one entry for each; ``rows_of_params`` is called "rows of params".
+
+    Raises:
+        DataError: a part of another length.
+    """
+    for name, given in parts.items():
+        if given is not None and len(given) != len(label):
+            what = name.replace("_", " ")
+            raise DataError(f"{len(given)} {what}, but {len(label)} labels; give one for each label")

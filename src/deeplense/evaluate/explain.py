@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deeplense.data.files import replacing
+from deeplense.data.files import check_new_file, replacing
 from deeplense.data.schema import LensSet
 from deeplense.data.transform import SYMMETRIES, Preprocess, d4
 from deeplense.errors import DataError, RunError
@@ -145,11 +145,7 @@ def check_picture(path: Path | str) -> Path:
     path = Path(path).expanduser()
     if path.suffix.lower() not in ENDINGS:
         raise RunError(f"{path}: pictures are written as .png, .pdf or .svg")
-    if path.exists():
-        raise RunError(f"{path} exists and is never overwritten: choose another --out")
-    if not path.parent.is_dir():
-        raise RunError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --out")
-    return path
+    return check_new_file(path)
 
 
 def write_explanation(

@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplense.errors import DataError
 from deeplense.evaluate import finder_gallery, finder_sections
-from deeplense.evaluate.arrays import as_float
+from deeplense.evaluate.arrays import as_float, check_lengths
 from deeplense.evaluate.page import plain, provenance_section, write_report
 from deeplense.evaluate.pictures import Display
 from deeplense.evaluate.population import kind_of, population_scores
@@ -73,9 +73,7 @@ def finder_report(
         RunError: `out` cannot be written to.
     """
     score, label = check_scores(score, label)
-    for what, given in (("images", images), ("names", names), ("rows of params", params)):
-        if given is not None and len(given) != len(label):
-            raise DataError(f"{len(given)} {what}, but {len(label)} labels; give one for each label")
+    check_lengths(label, images=images, names=names, rows_of_params=params)
     if len(classes) != 2:
         raise DataError(f"a finder has two classes, that of lenses last; got {list(classes)}")
     scores = ranking_scores(score, label, probability, prevalence=prevalence, bootstrap=bootstrap, seed=seed)

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from deeplense.errors import DataError
 from deeplense.evaluate import plots
-from deeplense.evaluate.arrays import check_logits
+from deeplense.evaluate.arrays import check_lengths, check_logits
 from deeplense.evaluate.calibrate import apply_temperature, reliability_curve
 from deeplense.evaluate.page import Picture, Section, Stat, Table, Tile, plain, provenance_section, write_report
 from deeplense.evaluate.scores import classification_scores
@@ -61,9 +60,7 @@ def classification_report(
         RunError: `out` cannot be written to.
     """
     logits, label = check_logits(logits, label)
-    for what, given in (("images", images), ("names", names)):
-        if given is not None and len(given) != len(label):
-            raise DataError(f"{len(given)} {what}, but {len(label)} labels; give one for each label")
+    check_lengths(label, images=images, names=names)
     before, after = apply_temperature(logits, 1.0), apply_temperature(logits, temperature)
     scores = classification_scores(after, label, classes, bootstrap, seed)
     unscaled = classification_scores(before, label, classes, bootstrap=0, seed=seed)
