@@ -63,6 +63,7 @@ class DataConfig(Section):
     val: str | None = None  # images to validate on; without it a part of `path` is split off
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training images, the same share of every class
+    val_of_fraction: bool = False  # validation images are split off what `fraction` leaves, not off the whole
     max_bad_fraction: Fraction = 0.01
     max_nan_fraction: Fraction = 0.5  # of an image's pixels; those that are left are filled, beyond it the image is bad
     mask_value: float | None = None  # pixels of this value were not measured and become NaN
@@ -101,6 +102,7 @@ class ModelConfig(Section):
     clip: tuple[Percent, Percent] | None = None  # percentiles of each image, mapped to 0 and 1, the rest cut off
     clip_by: Literal["channel", "image"] = "channel"  # one scale for each channel, or one for all, which keeps colours
     stretch: Literal["none", "sqrt", "asinh"] = "none"
+    scale: Literal["standard", "range"] = "standard"  # mean 0 and scatter 1, or the training images' range to [-1, 1]
     average: Literal["none", "flips", "d4"] = "none"  # predict the mean over an image's 1, 4 or 8 mirrorings and turns
 
 
@@ -126,6 +128,31 @@ class LossConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: bool = False  # rare classes count more, in inverse proportion to their frequency
     focal: NotNegative = 0.0  # exponent by which images that are already right count less (focal loss); 0 = none
+
+
+class SsimConfig(Section):
+    """Structural similarity as a part of the loss of a diffusion model: weight * (1 - SSIM)."""
+
+    weight: NotNegative = 0.0
+    on: Literal["x0", "noise"] = "x0"  # the clean image that a prediction implies, or literally the predicted noise
+
+
+class DiffusionConfig(Section):
+    """How a diffusion model is built, what it is told of an image, and how it is sampled unless asked otherwise."""
+
+    channels: Annotated[list[PositiveInt], Field(min_length=2)] = [32, 64, 96, 128]  # of the UNet's levels
+    layers: PositiveInt = 1  # residual blocks a level
+    unshuffle: PositiveInt = 1  # pixels along x and y that become channels before the UNet: 2 is four times faster
+    steps: Annotated[int, Field(ge=10)] = 1000  # noise levels
+    objective: Literal["noise", "v"] = "noise"  # what the network predicts
+    schedule: Literal["linear", "cosine", "cosine2"] = "linear"  # of the noise levels
+    min_snr: NotNegative = 0.0  # largest signal-to-noise ratio that counts in the loss; 0 = all levels count equally
+    conditional: bool = True  # tell the network the class of an image, where images have labels
+    given: list[str] = []  # columns of the truth table that the network is told too: theta_E, gamma1, ...
+    drop: Fraction = 0.1  # share of training images of which it is told nothing, for guidance
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "dpm++"
+    sample_steps: PositiveInt = 20
+    grid_every: Annotated[int, Field(ge=0)] = 5  # epochs between grids of samples in the run folder; 0 = none
 
 
 class OptimConfig(Section):
@@ -168,6 +195,8 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    ssim: SsimConfig = SsimConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 

@@ -13,7 +13,7 @@ from deeplense import weights
 from deeplense.data.files import check_new_file, replacing
 from deeplense.data.schema import LensSet
 from deeplense.errors import RunError
-from deeplense.tasks import LensTask
+from deeplense.tasks import Classifier
 
 
 class Predictor:
@@ -24,7 +24,7 @@ class Predictor:
         card: what ``model.json`` says of it.
     """
 
-    def __init__(self, task: LensTask, card: dict[str, Any]) -> None:
+    def __init__(self, task: Classifier, card: dict[str, Any]) -> None:
         self.task, self.card = task, card
 
     @classmethod
@@ -39,7 +39,7 @@ class Predictor:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(weights.load_task(Path(run)).to(device), weights.load_card(Path(run)))
+        return cls(weights.load_task(Path(run), Classifier).to(device), weights.load_card(Path(run)))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,10 +20,11 @@ from deeplense import config as configs
 from deeplense.data.files import replacing, write_json
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ModelError, RunError
-from deeplense.tasks import LensTask, get
+from deeplense.tasks import TASKS, Classifier, LensTask, get
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 State = dict[str, Tensor]
+T = TypeVar("T", bound=LensTask)
 # The types that plain JSON values stand for; others would not come back as they were.
 JSON_TYPES = {torch.float32, torch.int64, torch.bool}
 
@@ -64,15 +65,19 @@ def load_card(run: Path) -> dict[str, Any]:
     return card
 
 
-def load_task(run: Path) -> LensTask:
+def load_task(run: Path, kind: type[T] = LensTask) -> T:  # type: ignore[assignment]
     """The trained task of a run folder, ready to predict, from ``model.json`` and ``model.safetensors`` alone.
 
+    Args:
+        kind: what it is needed for.
+
     Raises:
-        RunError: there is no such run, or it is not finished.
+        RunError: there is no such run, it is not finished, or its task is of another kind.
         ModelError: the weights do not fit the card.
     """
     card = load_card(run)
     config = configs.parse(card["config"])
+    check_kind(run, config.task, kind)
     task = get(config.task)(
         config,
         tuple(card["classes"]),
@@ -82,7 +87,15 @@ def load_task(run: Path) -> LensTask:
     )
     load_into(task.network, run)
     task.calibration = card["calibration"]
+    assert isinstance(task, kind)
     return task.eval()
+
+
+def check_kind(run: Path, task: str, kind: type[LensTask]) -> None:
+    """Raises RunError if the task of a run is none of a kind: says which runs are."""
+    if not issubclass(get(task), kind):
+        able = " or ".join(name for name, each in TASKS.items() if issubclass(each, kind))
+        raise RunError(f"{run} is a {task} run; this needs a {able} run")
 
 
 def load_into(network: nn.Module, path: Path) -> None:
@@ -155,7 +168,7 @@ def export(task: LensTask, path: Path) -> None:
 class Served(nn.Module):
     """Raw images in, table columns out, with preparation, averaging and calibration: what is served was tested."""
 
-    def __init__(self, task: LensTask) -> None:
+    def __init__(self, task: Classifier) -> None:
         super().__init__()
         self.task = task
 
@@ -165,6 +178,8 @@ class Served(nn.Module):
 
 
 def _export_onnx(task: LensTask, path: Path) -> None:
+    if not isinstance(task, Classifier):
+        raise ModelError(f"a {task.config.task} run draws images step by step: export it with --format diffusers")
     task = copy.deepcopy(task).cpu().eval()
     example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent

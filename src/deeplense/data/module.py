@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from pyarrow import types
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -16,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from deeplense.data import split
 from deeplense.data.sampler import BalancedSampler
 from deeplense.data.schema import LensSet
-from deeplense.errors import DataError
+from deeplense.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ Batch = dict[str, Tensor]
 class LensDataset(Dataset[Batch]):
     """A LensSet that hands out whole batches: one gather from the array instead of a Python call per image."""
 
-    def __init__(self, lens_set: LensSet) -> None:
-        self.lens_set = lens_set
+    def __init__(self, lens_set: LensSet, params: Sequence[str] = ()) -> None:
+        self.lens_set, self.params = lens_set, param_values(lens_set, params) if params else None
 
     def __len__(self) -> int:
         return len(self.lens_set)
@@ -36,11 +37,16 @@ class LensDataset(Dataset[Batch]):
         return {name: column[0] for name, column in self.__getitems__([index]).items()}
 
     def __getitems__(self, index: Sequence[int]) -> Batch:
-        """Images float32 (B, C, H, W) as read, their labels int64 (B,) where known, their places int64 (B,)."""
+        """Images float32 (B, C, H, W) as read, their labels int64 (B,) where known, their places int64 (B,).
+
+        With ``params`` also these columns of the truth table, float32 (B, P).
+        """
         rows = np.asarray(index, dtype=np.int64)
         batch = {"image": torch.from_numpy(self.lens_set.images[rows]), "index": torch.from_numpy(rows)}
         if self.lens_set.label is not None:
             batch["label"] = torch.from_numpy(np.asarray(self.lens_set.label[rows], dtype=np.int64))
+        if self.params is not None:
+            batch["params"] = torch.from_numpy(self.params[rows])
         return batch
 
 
@@ -53,14 +59,29 @@ class LensDataModule(L.LightningDataModule):
         batch_size: images in a batch.
         seed: of the order of the training images.
         balanced: draw every class of the training images equally often, with replacement (``BalancedSampler``).
+        needs_labels: refuse images without classes.
+        params: columns of the truth table that batches hold as well.
 
     Raises:
         DataError: the two sets differ in classes or channels, there are no labels, or fewer than two classes.
     """
 
-    def __init__(self, train: LensSet, val: LensSet, batch_size: int, seed: int = 0, *, balanced: bool = False) -> None:
+    def __init__(
+        self,
+        train: LensSet,
+        val: LensSet,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        balanced: bool = False,
+        needs_labels: bool = True,
+        params: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        if needs_labels:
+            _check_labels(train, val)
         _check(train, val)
+        self.params = tuple(params)
         self.train, self.val, self.batch_size, self.seed, self.balanced = train, val, batch_size, seed, balanced
 
     @property
@@ -93,6 +114,10 @@ class LensDataModule(L.LightningDataModule):
         assert self.train.label is not None
         return split.class_weights(self.train.label, len(self.classes))
 
+    def train_params(self) -> np.ndarray:
+        """The columns ``params`` of the training images' truth table, float32, (N, P)."""
+        return param_values(self.train, self.params)
+
     def fingerprint(self) -> dict[str, str]:
         """Names the training and the validation images."""
         return {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
@@ -105,7 +130,7 @@ class LensDataModule(L.LightningDataModule):
 
     def _loader(self, lens_set: LensSet, is_training: bool) -> DataLoader[Batch]:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        dataset = LensDataset(lens_set)
+        dataset = LensDataset(lens_set, self.params)
         sampler: DistributedSampler[Batch] | BalancedSampler
         if is_training and self.balanced:
             assert lens_set.label is not None
@@ -128,12 +153,32 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def _check(train: LensSet, val: LensSet) -> None:
+def param_values(lens_set: LensSet, names: Sequence[str]) -> np.ndarray:
+    """Columns of the truth table, float32, (N, P); NaN where a value is missing.
+
+    Raises:
+        DataError: there is no truth table, or no such column of numbers.
+    """
+    table = lens_set.params
+    known = (
+        [] if table is None else [f.name for f in table.schema if types.is_floating(f.type) or types.is_integer(f.type)]
+    )
+    for name in names:
+        if table is None or name not in known:
+            raise DataError(f"the images come without {name!r} in their truth table; {did_you_mean(name, known)}")
+    columns = [np.asarray(table[name].to_numpy(), dtype=np.float32) for name in names] if table is not None else []
+    return np.stack(columns, axis=1)
+
+
+def _check_labels(train: LensSet, val: LensSet) -> None:
     if train.label is None or val.label is None:
         raise DataError("training needs labels: give folders with one sub-folder for each class")
     if len(train.classes) < 2 or np.unique(train.label).size < 2:
         present = ", ".join(name for name, count in train.class_counts().items() if count)
         raise DataError(f"only one class ({present}): there is nothing to tell apart")
+
+
+def _check(train: LensSet, val: LensSet) -> None:
     if train.fingerprint() == val.fingerprint():
         raise DataError("the validation images are the training images: give others, or leave data.val out")
     if train.classes != val.classes:

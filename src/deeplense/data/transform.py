@@ -34,6 +34,8 @@ class Preprocess(nn.Module):
         clip: percentiles (low, high) of each framed image, mapped to 0 and 1 before the stretch, values beyond
             cut off; or None. A percentile is numpy's "linear" one. Of a constant image all pixels become 0.
         clip_by: "channel" (each has percentiles of its own) or "image" (all channels share them, which keeps colours).
+        scale: "standard" (training images have mean 0 and scatter 1 in each channel) or "range" (each channel's least and
+            largest value among them become -1 and 1).
 
     Raises:
         ConfigError: the low percentile is not below the high one.
@@ -51,6 +53,7 @@ class Preprocess(nn.Module):
         stretch: str = "none",
         clip: tuple[float, float] | None = None,
         clip_by: str = "channel",
+        scale: str = "standard",
     ) -> None:
         super().__init__()
         if clip is not None and not 0 <= clip[0] < clip[1] <= 100:
@@ -59,7 +62,7 @@ class Preprocess(nn.Module):
             logger.info("the images have %dx%d pixels: model.crop=%d leaves them whole", *input_size, crop)
             crop = None
         self.input_size, self.crop, self.size, self.stretch = input_size, crop, size, stretch
-        self.clip, self.clip_by = clip, clip_by
+        self.clip, self.clip_by, self.scale = clip, clip_by, scale
         for name, value in (("mean", 0.0), ("std", 1.0), ("softening", 1.0)):
             self.register_buffer(name, torch.full((1, 1, 1), value))
 
@@ -68,14 +71,15 @@ class Preprocess(nn.Module):
         return (self._prepared(images) - self.mean) / self.std
 
     def fit(self, images: np.ndarray) -> Preprocess:
-        """Set mean, scatter and softening per channel from training images (N, C, H, W), a few at a time.
+        """Set mean, scatter (or middle and half width) and softening per channel from training images (N, C, H, W).
 
         Raises:
             DataError: all pixels of a channel are equal.
         """
         if self.stretch == "asinh":
-            self.softening = _moments(self._clipped(self._framed(x)) for x in _chunks(images))[1]
-        self.mean, self.std = _moments(self._prepared(x) for x in _chunks(images))
+            self.softening = _moments(self._clipped(self.framed(x)) for x in _chunks(images))[1]
+        summary = _middle if self.scale == "range" else _moments
+        self.mean, self.std = summary(self._prepared(x) for x in _chunks(images))
         if constant := torch.nonzero(~(self.std.flatten() > 0)).flatten().tolist():
             where = "of the training images" if len(constant) == images.shape[1] else f"of their channel {constant[0]}"
             raise DataError(f"every pixel {where} has the same value: nothing can be learnt from them")
@@ -85,6 +89,7 @@ class Preprocess(nn.Module):
         """Plain values from which :meth:`from_dict` makes an equal Preprocess, exact to the bit."""
         settings = {"input_size": list(self.input_size), "crop": self.crop, "size": self.size, "stretch": self.stretch}
         clipping = {"clip": None if self.clip is None else list(self.clip), "clip_by": self.clip_by}
+        settings["scale"] = self.scale
         return settings | clipping | {name: buffer.flatten().tolist() for name, buffer in self.named_buffers()}
 
     @classmethod
@@ -94,15 +99,29 @@ class Preprocess(nn.Module):
         # Cards of models that were trained before there was clipping do not mention it.
         clip = values.get("clip")
         clipping = {"clip": None if clip is None else (clip[0], clip[1]), "clip_by": values.get("clip_by", "channel")}
-        new = cls((height, width), values["crop"], values["size"], values["stretch"], **clipping)
+        scale = values.get("scale", "standard")
+        new = cls((height, width), values["crop"], values["size"], values["stretch"], **clipping, scale=scale)
         for name in dict(new.named_buffers()):
             setattr(new, name, torch.tensor(values[name], dtype=torch.float32)[:, None, None])
         return new
 
     def _prepared(self, images: Tensor) -> Tensor:
-        return self._stretched(self._clipped(self._framed(images)))
+        return self._stretched(self._clipped(self.framed(images)))
 
-    def _framed(self, images: Tensor) -> Tensor:
+    @property
+    def frame(self) -> tuple[int, int]:
+        """(height, width) of :meth:`framed` images."""
+        if self.size is not None:
+            return self.size, self.size
+        return self.input_size if self.crop is None else (self.crop, self.crop)
+
+    @property
+    def zoom(self) -> float:
+        """Pixels of the images as read that one pixel of a :meth:`framed` image is wide."""
+        return 1.0 if self.size is None else (self.crop or self.input_size[1]) / self.size
+
+    def framed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) as read -> the part and size of them that the network sees, in the values as read."""
         images = _resized(fill_missing(images), self.input_size)
         if self.crop is not None:
             top, left = ((side - self.crop) // 2 for side in self.input_size)
@@ -276,3 +295,12 @@ def _moments(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
     return (shift.flatten() + mean).float()[:, None, None], std.float()[:, None, None]
+
+
+def _middle(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Middle and half width of the values' range per channel, shape (C, 1, 1) each."""
+    spans = [torch.stack(torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)) for x in chunks]
+    if not spans:
+        raise DataError("there are no training images to take the range of")
+    low, high = torch.stack(spans)[:, 0].amin(0), torch.stack(spans)[:, 1].amax(0)
+    return ((low + high) / 2)[:, None, None], ((high - low) / 2)[:, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,26 +49,43 @@ def write_preview(simulator: Simulator, path: Path | str) -> Path:
 
 def draw_preview(simulator: Simulator, columns: int = COLUMNS) -> Figure:
     """The grid of :func:`write_preview`, ``columns`` images in a row."""
-    from matplotlib.figure import Figure
-
     is_lenses = isinstance(simulator.world, World)
     blocks = BLOCKS["lenses" if is_lenses else "survey"]
     images = concatenate(list(simulator.stream(0, blocks * BLOCK)))
     rows = _by_class(images) if is_lenses else _by_kind(images, columns)
-    figure = Figure(figsize=(1.45 * columns + 0.9, 1.5 * len(rows) + 0.9), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, places) in zip(grid, rows.items(), strict=True):
-        for axes in line:
-            axes.axis("off")
+    figure, grid = _grid(list(rows), columns)
+    for line, places in zip(grid, rows.values(), strict=True):
         for axes, place in zip(line, places, strict=False):
             _show(axes, images, int(place), BARE if is_lenses else 0.0)
-        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=11)
     _scale_bar(grid[0, 0], simulator)
     bands = " ".join(simulator.exposure.bands)
     what = f"{simulator.preset.title} ({simulator.fidelity}, seed {simulator.seed})"
     size = f'{simulator.preset.num_pix} pixels of {simulator.preset.pixel_scale:g}"'
     figure.suptitle(f"{what}: {size}{', ' + bands if bands else ''}", fontsize=11)
     return figure
+
+
+def write_grid(images: np.ndarray, rows: Sequence[str], path: Path, title: str) -> None:
+    """Draw images (R, N, C, H, W) in R rows of these names and write them as .png, replacing what is there."""
+    figure, grid = _grid(rows, images.shape[1])
+    for axes, image in zip(grid.ravel(), images.reshape(-1, *images.shape[2:]), strict=True):
+        axes.imshow(to_colour(image, BARE), origin="lower", interpolation="nearest")
+    figure.suptitle(title, fontsize=11)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _grid(rows: Sequence[str], columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure with a row of empty axes, (R, columns), for each name."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.45 * columns + 0.9, 1.5 * len(rows) + 0.9), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, name in zip(grid, rows, strict=True):
+        for axes in line:
+            axes.axis("off")
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=11)
+    return figure, grid
 
 
 def to_colour(image: np.ndarray, linear: float = 0.0) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deeplense.config import Config, parse_settings
-from deeplense.data.module import Batch, LensDataModule, as_is
+from deeplense.data.module import Batch, LensDataModule, as_is, param_values
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
 from deeplense.simulate.generate import BLOCK, Simulator, check_number, concatenate
@@ -30,10 +30,11 @@ class StreamDataset(Dataset[Batch]):
         simulators: one for each epoch's strength of substructure; the last one serves all later epochs.
         num: images an epoch.
         fresh: every epoch has images of its own, instead of the same ``num`` again.
+        params: columns of the truth table that batches hold as well.
     """
 
-    def __init__(self, simulators: Sequence[Simulator], num: int, fresh: bool) -> None:
-        self.simulators, self.num, self.fresh = simulators, num, fresh
+    def __init__(self, simulators: Sequence[Simulator], num: int, fresh: bool, params: Sequence[str] = ()) -> None:
+        self.simulators, self.num, self.fresh, self.params = simulators, num, fresh, params
 
     def __len__(self) -> int:
         return self.num
@@ -47,11 +48,13 @@ class StreamDataset(Dataset[Batch]):
         simulator = self.simulators[min(int(places[0]) // self.num, len(self.simulators) - 1)]
         images = simulator.images(places if self.fresh else places % self.num)
         assert images.label is not None
-        return {
+        batch = {
             "image": torch.from_numpy(images.images),
             "label": torch.from_numpy(images.label),
             "index": torch.from_numpy(places),
         }
+        told = {"params": torch.from_numpy(param_values(images, self.params))} if self.params else {}
+        return batch | told
 
 
 class BlockSampler(Sampler[int]):
@@ -102,8 +105,8 @@ class StreamDataModule(LensDataModule):
         # With observed galaxies, those of the validation images are others.
         judge = self._simulator(config, data.strength[-1], "val") if data.galaxies or data.lens_galaxies else last
         val = concatenate(list(judge.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
-        super().__init__(train, val, data.batch_size, config.seed)
-        self.dataset = StreamDataset(self.simulators, data.num, data.fresh)
+        super().__init__(train, val, data.batch_size, config.seed, params=config.diffusion.given)
+        self.dataset = StreamDataset(self.simulators, data.num, data.fresh, self.params)
 
     @property
     def train_prevalence(self) -> np.ndarray:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from deeplense.errors import ConfigError, did_you_mean
 from deeplense.tasks.base import LensTask
+from deeplense.tasks.classifier import Classifier
+from deeplense.tasks.diffusion import DiffusionTask
 from deeplense.tasks.finder import FinderTask
 from deeplense.tasks.substructure import SubstructureTask
 
-TASKS: dict[str, type[LensTask]] = {"substructure": SubstructureTask, "finder": FinderTask}
+__all__ = ["TASKS", "Classifier", "DiffusionTask", "LensTask", "get"]
+
+TASKS: dict[str, type[LensTask]] = {
+    "substructure": SubstructureTask,
+    "finder": FinderTask,
+    "diffusion": DiffusionTask,
+}
 
 
 def get(name: str) -> type[LensTask]:

@@ -15,14 +15,15 @@ from deeplense.data.module import Batch
 from deeplense.errors import ConfigError, DataError
 from deeplense.evaluate.calibrate import binary_log_odds, fit_binary
 from deeplense.models import backbone
-from deeplense.tasks.base import Columns, LensTask
+from deeplense.tasks.base import Columns
+from deeplense.tasks.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
 LENS_NAMES = {"lens", "lenses"}
 
 
-class FinderTask(LensTask):
+class FinderTask(Classifier):
     """Lenses (label 1) among what is none, learnt by binary cross-entropy; outputs are one logit an image, (B, 1).
 
     The checkpoint is selected by the average precision at the validation images' own prevalence: the area under the ROC

@@ -12,10 +12,11 @@ from torchmetrics.functional.classification import multiclass_auroc
 from deeplense.data.module import Batch
 from deeplense.evaluate.calibrate import fit_temperature
 from deeplense.models import backbone
-from deeplense.tasks.base import Columns, LensTask
+from deeplense.tasks.base import Columns
+from deeplense.tasks.classifier import Classifier
 
 
-class SubstructureTask(LensTask):
+class SubstructureTask(Classifier):
     """Classes that exclude one another, learnt by cross-entropy; outputs are logits (B, K)."""
 
     score_name = "macro AUC"

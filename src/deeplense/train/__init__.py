@@ -27,6 +27,7 @@ from deeplense.train.build import build_task
 from deeplense.train.callbacks import AtomicCheckpointIO, Keeper, average
 from deeplense.train.ensemble import fit_ensemble
 from deeplense.train.folder import check_free
+from deeplense.train.grid import SampleGrid
 from deeplense.train.load import load_data
 from deeplense.train.start import ALONE, Place, adopt
 
@@ -66,7 +67,7 @@ def _fit_run(config: Config, data: LensDataModule, place: Place = ALONE, *, prog
 def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
     train = config.train
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing changes on a CPU
-    callbacks: list[Callback] = [average(train.ema)] if train.ema else []
+    callbacks: list[Callback] = [*_grids(config), *([average(train.ema)] if train.ema else [])]
     show = progress and sys.stdout.isatty()
     try:
         return L.Trainer(
@@ -88,6 +89,12 @@ def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
         )
     except MisconfigurationException as error:
         raise ConfigError(f"train.accelerator={train.accelerator}, devices={train.devices}: {error}") from error
+
+
+def _grids(config: Config) -> list[Callback]:
+    """What shows samples while a diffusion model trains."""
+    every = config.diffusion.grid_every if config.task == "diffusion" else 0
+    return [SampleGrid(Path(config.out), every, config.seed)] if every else []
 
 
 def _strategy(config: Config) -> str:
@@ -126,7 +133,7 @@ def _finish(task: LensTask, data: LensDataModule, keeper: Keeper) -> None:
     """The best weights, calibrated on the validation images, into the run folder; `model.json` comes last."""
     run, row = keeper.run, keeper.best_row
     task.load_state_dict(keeper.best)
-    task.calibration = task.calibrate(task.validated_on(data.val, data.batch_size))
+    task.finish_on(data)
     scores = {name: row[name] for name in ("epoch", "val_loss", "val_score")} | {"val_score_name": task.score_name}
     folder.finish(task, run, scores=scores, data=data.fingerprint())
     logger.info(

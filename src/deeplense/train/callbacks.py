@@ -64,13 +64,18 @@ class Keeper(Checkpoint):
         L.seed_everything(int(stream.generate_state(1)[0]), verbose=False)
         self.began = time.monotonic()
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not math.isfinite(outputs["loss"]):
+            raise self._lost(
+                trainer, f"training loss is not a number at step {trainer.global_step}, batch {batch_idx + 1}"
+            )
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         row = self._row(trainer)
         if not math.isfinite(row["train_loss"]) or not math.isfinite(row["val_loss"]):
-            raise RunError(
-                f"the loss is not a number in epoch {row['epoch']}: choose a smaller optim.lr or set train.clip=1, "
-                "and another out="
-            )
+            raise self._lost(trainer, f"validation loss is not a number after step {trainer.global_step}, at the end")
         self.rows.append(row)
         trainer.save_checkpoint(self.run / LAST)
         trainer.should_stop = trainer.should_stop or self.should_stop
@@ -88,6 +93,14 @@ class Keeper(Checkpoint):
         trainer.should_stop = self.should_stop
         self._write_rows()  # a kill may have come between the checkpoint and the table
         logger.info("continuing after epoch %d", len(self.rows))
+
+    def _lost(self, trainer: L.Trainer, what: str) -> RunError:
+        """Why the run ends: what happened, where the last good weights are, what to change."""
+        last = f"{self.run / LAST} is good, from the end of epoch {len(self.rows)}" if self.rows else "no epoch is kept"
+        return RunError(
+            f"the {what} of epoch {trainer.current_epoch + 1}; {last}: choose a smaller optim.lr or set train.clip=1, and "
+            "another out="
+        )
 
     def _row(self, trainer: L.Trainer) -> dict[str, float]:
         metrics = {name: trainer.callback_metrics[name].item() for name in ("train_loss", "val_loss", "val_score")}

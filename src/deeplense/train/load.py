@@ -16,6 +16,7 @@ from deeplense.data.read import find_splits, read
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError, DataError
 from deeplense.simulate import stream
+from deeplense.tasks import get
 
 logger = logging.getLogger(__name__)
 CHUNK = 1024  # images copied at a time
@@ -37,13 +38,13 @@ def load_data(config: Config, progress: bool = True) -> LensDataModule:
     if stream.is_preset(data.path):
         return stream.StreamDataModule(config)
     train, val = _given(data, progress) or _split_off(_read(data.path, "train", data, progress), config)
-    if data.fraction < 1:
-        rows = split.stratified_fraction(_labels(train), data.fraction, config.seed, train.classes)
-        train = _part(train, rows, data.max_memory_gb)
+    if not data.val_of_fraction:
+        train = _thinned(train, config)
     for name, part in (("training", train), ("validation", val)):
         counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
-        logger.info("%d %s images: %s", len(part), name, counts)
-    return LensDataModule(train, val, data.batch_size, config.seed, balanced=data.balanced)
+        logger.info("%d %s images: %s", len(part), name, counts or "no labels")
+    options = {"needs_labels": get(config.task).needs_labels, "params": config.diffusion.given}
+    return LensDataModule(train, val, data.batch_size, config.seed, balanced=data.balanced, **options)
 
 
 def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
@@ -56,7 +57,8 @@ def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
 
 def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
     """A stratified part of the training images for validation; images of one group stay on one side."""
-    fraction, label = config.data.val_fraction, _labels(whole)
+    whole = _thinned(whole, config) if config.data.val_of_fraction else whole
+    fraction, label = config.data.val_fraction, _labels(whole, config)
     if "mined" in whole.provenance:
         logger.warning(
             "validation is split off mined images, all of them hard: probabilities will not hold on the sky, whatever "
@@ -92,7 +94,19 @@ def _read(path: str, part: str, data: DataConfig, progress: bool) -> LensSet:
     return read(Path(path), split=which, progress=progress, **data.reading())
 
 
-def _labels(lens_set: LensSet) -> np.ndarray:
+def _thinned(train: LensSet, config: Config) -> LensSet:
+    """The share of the images, of each class, that ``data.fraction`` leaves."""
+    data = config.data
+    if data.fraction == 1:
+        return train
+    rows = split.stratified_fraction(_labels(train, config), data.fraction, config.seed, train.classes)
+    return _part(train, rows, data.max_memory_gb)
+
+
+def _labels(lens_set: LensSet, config: Config) -> np.ndarray:
+    """Class numbers; all 0 where there are none and the task can do without."""
+    if lens_set.label is None and not get(config.task).needs_labels:
+        return np.zeros(len(lens_set), dtype=np.int64)
     if lens_set.label is None:
         raise DataError(
             f"{lens_set.provenance.get('source')} has no labels: it takes a sub-folder for each class, or a table"
