@@ -21,7 +21,12 @@ FEW = ["data.num=96", "data.num_val=48", "data.batch_size=24", "data.strength=[1
 SMALL = [*FEW, "train.epochs=1", "train.export=[]", "data.compile=false"]
 
 
-PRESETS = {"substructure": ("common-test", "published"), "finder": ("hsc-gri", "physical")}
+PRESETS = {
+    "substructure": ("common-test", "published"),
+    "finder": ("hsc-gri", "physical"),
+    "diffusion": ("common-test", "published"),
+}
+CLASSES = {"substructure": ["no", "sphere", "vort"], "finder": ["nonlens", "lens"]}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def test_every_shipped_config_trains(name, folders, finder, tmp_path):
     settings = configs.load(name, [*SMALL, f"out={tmp_path / 'run'}", *more])
     run = dl.fit(settings, dl.load_data(settings), progress=False)
     card = json.loads((run / "model.json").read_text())
-    assert card["classes"] == {"substructure": ["no", "sphere", "vort"], "finder": ["nonlens", "lens"]}[settings.task]
+    assert card["classes"] == CLASSES.get(settings.task, CLASSES["substructure"])
     assert np.isfinite(card["scores"]["val_loss"])
 
 

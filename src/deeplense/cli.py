@@ -223,9 +223,10 @@ def explain(
     """Draw over an image what speaks for a lens, or for the class that the run sees in it."""
     from deeplense import weights
     from deeplense.evaluate.explain import check_picture, write_explanation
+    from deeplense.tasks import Classifier
 
     check_picture(out)
-    print(write_explanation(weights.load_task(run), _images([f"data={image}"]), out, layer, method))
+    print(write_explanation(weights.load_task(run, Classifier), _images([f"data={image}"]), out, layer, method))
 
 
 @app.command()

@@ -69,7 +69,7 @@ def load_task(run: Path, kind: type[T] = LensTask) -> T:  # type: ignore[assignm
     """The trained task of a run folder, ready to predict, from ``model.json`` and ``model.safetensors`` alone.
 
     Args:
-        kind: what it is needed for.
+        kind: what the task has to be.
 
     Raises:
         RunError: there is no such run, it is not finished, or its task is of another kind.

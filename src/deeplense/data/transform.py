@@ -34,8 +34,8 @@ class Preprocess(nn.Module):
         clip: percentiles (low, high) of each framed image, mapped to 0 and 1 before the stretch, values beyond
             cut off; or None. A percentile is numpy's "linear" one. Of a constant image all pixels become 0.
         clip_by: "channel" (each has percentiles of its own) or "image" (all channels share them, which keeps colours).
-        scale: "standard" (training images have mean 0 and scatter 1 in each channel) or "range" (each channel's least and
-            largest value among them become -1 and 1).
+        scale: "standard" (training images have mean 0 and scatter 1 in each channel) or "range" (the least and the
+            largest value of each channel among them become -1 and 1).
 
     Raises:
         ConfigError: the low percentile is not below the high one.
@@ -68,7 +68,7 @@ class Preprocess(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) as read -> (B, C, H', W') normalised."""
-        return (self._prepared(images) - self.mean) / self.std
+        return self.normalised(self.framed(images))
 
     def fit(self, images: np.ndarray) -> Preprocess:
         """Set mean, scatter (or middle and half width) and softening per channel from training images (N, C, H, W).
@@ -104,6 +104,10 @@ class Preprocess(nn.Module):
         for name in dict(new.named_buffers()):
             setattr(new, name, torch.tensor(values[name], dtype=torch.float32)[:, None, None])
         return new
+
+    def normalised(self, framed: Tensor) -> Tensor:
+        """What :meth:`forward` makes of images that are :meth:`framed` already."""
+        return (self._stretched(self._clipped(framed)) - self.mean) / self.std
 
     def _prepared(self, images: Tensor) -> Tensor:
         return self._stretched(self._clipped(self.framed(images)))

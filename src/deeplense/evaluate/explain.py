@@ -18,14 +18,14 @@ from deeplense.errors import DataError, RunError
 from deeplense.evaluate.grad_cam import choose, evaluating, find_layer, grad_cam, members_of, resized
 from deeplense.evaluate.pictures import HEAT, display_of, overlay, to_rgb
 from deeplense.evaluate.plots import styled
-from deeplense.tasks import LensTask
+from deeplense.tasks import Classifier
 
 MOST = 8  # images in one picture
 ENDINGS = (".png", ".pdf", ".svg")
 
 
 def heat_maps(
-    task: LensTask,
+    task: Classifier,
     images: np.ndarray,
     target: int | None = None,
     layer: str | None = None,
@@ -64,7 +64,7 @@ def _normalised(maps: Tensor) -> np.ndarray:
     return torch.where(peak > 0, maps / peak.clamp(min=1e-30), 0.0).clamp(0, 1).float().cpu().numpy()
 
 
-def _task_maps(task: LensTask, images: Tensor, target: int | None, layer: str | None, method: str) -> Tensor:
+def _task_maps(task: Classifier, images: Tensor, target: int | None, layer: str | None, method: str) -> Tensor:
     """The mean map over the symmetries that the task averages over, laid over the raw images, (B, H, W)."""
     images = images.to(task.device)
     with torch.no_grad(), evaluating(task):
@@ -93,7 +93,7 @@ def unframe(maps: Tensor, preprocess: Preprocess, size: tuple[int, int]) -> Tens
 
 @styled
 def explain_picture(
-    task: LensTask, lens_set: LensSet, rows: np.ndarray, layer: str | None = None, method: str = "hires-cam"
+    task: Classifier, lens_set: LensSet, rows: np.ndarray, layer: str | None = None, method: str = "hires-cam"
 ) -> Figure:
     """Images, each beside the heat map of what speaks for a lens, or for its most likely class.
 
@@ -123,7 +123,7 @@ def explain_picture(
     return figure
 
 
-def _verdicts(task: LensTask, images: np.ndarray) -> list[str]:
+def _verdicts(task: Classifier, images: np.ndarray) -> list[str]:
     """What the task says of each image: its probability of a lens, or the most likely class with its probability."""
     outputs = torch.cat(list(task.outputs(images, 32)))
     columns = {name[2:]: values for name, values in task.columns(outputs).items() if name.startswith("p_")}
@@ -149,7 +149,7 @@ def check_picture(path: Path | str) -> Path:
 
 
 def write_explanation(
-    task: LensTask, lens_set: LensSet, path: Path | str, layer: str | None = None, method: str = "hires-cam"
+    task: Classifier, lens_set: LensSet, path: Path | str, layer: str | None = None, method: str = "hires-cam"
 ) -> Path:
     """Save the picture of `explain_picture` for the first images of a set, at most 8.
 

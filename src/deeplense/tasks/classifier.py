@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Classifier(LensTask):
-    """A network that reads images. A task of this kind defines :meth:`build`, :meth:`loss`, :meth:`score`, :meth:`columns`.
+    """A network that reads images; it defines :meth:`build`, :meth:`loss`, :meth:`score` and :meth:`columns`.
 
     Attributes:
         network: prepared images -> outputs.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -28,7 +27,7 @@ class DiffusionTask(LensTask):
 
     Attributes:
         levels: the noise of training, as diffusers describes it.
-        pixel_scale: arcsec per pixel of the images that are made, or None.
+        share: of signal in the power of each level, a^2, (T,).
 
     References:
         Denoising Diffusion Probabilistic Models, arXiv:2006.11239; v: arXiv:2202.00512, section 4; min-SNR weights:
@@ -38,7 +37,7 @@ class DiffusionTask(LensTask):
     score_name = "minus the validation loss"
     needs_labels = False
     network: LensUNet
-    signal: Tensor
+    share: Tensor
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class DiffusionTask(LensTask):
         diffusion = config.diffusion
         super().__init__(config, classes, in_channels, preprocess, architecture)
         self.levels = noise_levels(diffusion.steps, diffusion.schedule, diffusion.objective)
-        self.register_buffer("signal", self.levels.alphas_cumprod.sqrt(), persistent=False)
+        self.register_buffer("share", self.levels.alphas_cumprod, persistent=False)
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -135,10 +134,11 @@ class DiffusionTask(LensTask):
         """Levels (B,) and noise (B, C, H, W): at random in training, spread evenly and always the same in validation."""
         number = len(clean)
         if self.training:
-            return torch.randint(len(self.signal), (number,), device=clean.device), torch.randn_like(clean)
+            return torch.randint(len(self.share), (number,), device=clean.device), torch.randn_like(clean)
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
-        time = (torch.arange(number) + torch.rand(number, generator=generator)) / number * len(self.signal)
-        return time.long().to(clean.device), torch.randn(clean.shape, generator=generator).to(clean)
+        place = (torch.arange(number) + torch.rand(number, generator=generator)) / number
+        time = (place * len(self.share)).long().to(clean.device)
+        return time, torch.randn(clean.shape, generator=generator).to(clean)
 
     def _told(self, batch: Batch, number: int) -> tuple[Tensor | None, Tensor | None]:
         """Class and parameters that the network is told; in training, nothing of a share of the images.
@@ -158,15 +158,15 @@ class DiffusionTask(LensTask):
         return label, params
 
     def _signal_and_noise(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        a = self.signal[time][:, None, None, None]
-        return a, (1 - a.square()).sqrt()
+        share = self.share[time][:, None, None, None]
+        return share.sqrt(), (1 - share).sqrt()
 
     def _weight(self, time: Tensor) -> Tensor:
         """min(SNR, gamma), in the error of the clean image, as a factor on that of noise or v; (B,)."""
         most = self.config.diffusion.min_snr
         if not most:
-            return torch.ones_like(self.signal[time])
-        snr = self.signal[time].square() / (1 - self.signal[time].square())
+            return torch.ones_like(self.share[time])
+        snr = self.share[time] / (1 - self.share[time])
         return snr.clamp(max=most) / (snr + 1 if self.config.diffusion.objective == "v" else snr)
 
 
@@ -190,8 +190,8 @@ def _check(config: Config, preprocess: Preprocess) -> None:
                           "back to their own values only with model.scale=range and without model.clip")  # fmt: skip
     if height != width or height % multiple:
         raise ConfigError(
-            f"images of {height}x{width} pixels do not suit the UNet: set model.size to a multiple of {multiple}, such as "
-            f"{max(multiple, height // multiple * multiple)}"
+            f"images of {height}x{width} pixels do not suit the UNet: set model.size to a multiple of {multiple}, such "
+            f"as {max(multiple, height // multiple * multiple)}"
         )
     if any(width % 8 for width in diffusion.channels):
         raise ConfigError(f"diffusion.channels={diffusion.channels}: give multiples of 8")

@@ -96,7 +96,8 @@ class Keeper(Checkpoint):
 
     def _lost(self, trainer: L.Trainer, what: str) -> RunError:
         """Why the run ends: what happened, where the last good weights are, what to change."""
-        last = f"{self.run / LAST} is good, from the end of epoch {len(self.rows)}" if self.rows else "no epoch is kept"
+        kept = len(self.rows)
+        last = f"{self.run / LAST} is good, from the end of epoch {kept}" if kept else "no epoch is kept"
         return RunError(
             f"the {what} of epoch {trainer.current_epoch + 1}; {last}: choose a smaller optim.lr or set train.clip=1, and "
             "another out="

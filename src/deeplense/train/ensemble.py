@@ -13,6 +13,7 @@ from deeplense import weights
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
 from deeplense.errors import ConfigError, RunError
+from deeplense.tasks import Classifier
 from deeplense.train import folder
 from deeplense.train.build import build_task, new_task
 from deeplense.train.start import Place
@@ -76,6 +77,7 @@ def _finish(config: Config, data: LensDataModule, members: list[Path]) -> None:
     cards = [weights.load_card(member) for member in members]
     task = new_task(config, data, cards[0]["architecture"])
     weights.fill(task.network, _joined(members), members[0])
+    assert isinstance(task, Classifier)  # no other kind has members
     task = task.to(_device(config))
     validated = task.validated_on(data.val, data.batch_size)
     task.calibration = task.calibrate(validated)

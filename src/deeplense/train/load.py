@@ -43,8 +43,10 @@ def load_data(config: Config, progress: bool = True) -> LensDataModule:
     for name, part in (("training", train), ("validation", val)):
         counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
         logger.info("%d %s images: %s", len(part), name, counts or "no labels")
-    options = {"needs_labels": get(config.task).needs_labels, "params": config.diffusion.given}
-    return LensDataModule(train, val, data.batch_size, config.seed, balanced=data.balanced, **options)
+    needs_labels, params = get(config.task).needs_labels, config.diffusion.given
+    return LensDataModule(
+        *(train, val, data.batch_size, config.seed), balanced=data.balanced, needs_labels=needs_labels, params=params
+    )
 
 
 def _given(data: DataConfig, progress: bool) -> tuple[LensSet, LensSet] | None:
