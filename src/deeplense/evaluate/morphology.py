@@ -12,7 +12,7 @@ from scipy.stats import median_abs_deviation
 
 FRAME = 16  # the sky is the frame whose width is this part of the image, at least two pixels
 PEAK = 99.5  # percentile of the pixels that stands for the peak, so that one hot pixel does not
-BRIGHT, SIGMAS = 0.25, 3.0  # light is what exceeds this share of the peak, and the noise this many times
+BRIGHT, SIGMAS = 0.25, 4.0  # light is what exceeds this share of the peak, and the noise this many times
 CHUNK = 500  # images whose Fourier transforms are in memory at a time
 
 
@@ -57,8 +57,8 @@ def morphology(images: np.ndarray, pixel_scale: float | None = None) -> dict[str
     centre, a and b its long and short axis. ``flux``: sum of all pixels above the sky, the median of the frame.
     ``noise``: robust standard deviation of the frame, 1.48 times the median absolute deviation.
 
-    Light is what exceeds the sky by a quarter of the peak (the 99.5th percentile) and by three times the noise. Where
-    a lens galaxy is in the image, its light counts as well.
+    Light is what exceeds the sky by a quarter of the peak (the 99.5th percentile) and by four times the noise. Where a
+    lens galaxy is in the image, its light counts as well.
 
     Args:
         images: shape (N, C, H, W) or (N, H, W).
