@@ -12,6 +12,7 @@ from deeplense.evaluate.morphology import (
     power_spectrum,
     radial_profile,
 )
+from deeplense.simulate.stream import simulated_set
 
 SIZE = 64
 ROW, COLUMN = np.indices((SIZE, SIZE)) - (SIZE - 1) / 2
@@ -31,6 +32,15 @@ def test_ring_radius_is_that_of_the_ring_drawn(radius, noise):
     images = noisy(ring(radius), noise=noise)
     np.testing.assert_allclose(morphology(images)["ring_radius"], radius, rtol=0.03)
     np.testing.assert_allclose(morphology(images, pixel_scale=0.05)["ring_radius"], 0.05 * radius, rtol=0.03)
+
+
+def test_ring_radius_follows_the_einstein_radius_of_simulated_lenses():
+    lenses = simulated_set("common-test", "published", seed=5, num=96)
+    theta_E = np.asarray(lenses.params["theta_E"])
+    radius = morphology(lenses.images, lenses.pixel_scale)["ring_radius"]
+    # Images of a source lie about the Einstein radius, on one side of it or on both.
+    assert np.corrcoef(radius, theta_E)[0, 1] > 0.8
+    assert np.median(radius / theta_E) == pytest.approx(1, abs=0.15)
 
 
 def test_one_hot_pixel_does_not_change_the_ring():
@@ -101,6 +111,15 @@ def test_curves_of_a_set():
     np.testing.assert_array_equal(curves.mean, [100, 101])
     np.testing.assert_allclose(curves.scatter, [[32, 33], [168, 169]])
     np.testing.assert_array_equal(curves.of(np.array([1])).values, [[2, 3]])
+    np.testing.assert_allclose(curves.of(np.array([1])).shape.values, [[0.4, 0.6]])
+
+
+def test_shapes_of_power_spectra_do_not_know_the_brightness():
+    images = noisy(ring(14), number=6, noise=0)
+    images[:3] *= 10
+    power = power_spectrum(images)
+    assert power.values[0] == pytest.approx(100 * power.values[3])
+    np.testing.assert_allclose(power.shape.values, np.broadcast_to(power.shape.values[0], (6, 32)))
 
 
 def test_largest_deviation_looks_where_it_is_told():

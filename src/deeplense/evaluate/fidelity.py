@@ -23,7 +23,7 @@ PixelAUC = Callable[[np.ndarray, np.ndarray, int], float]
 # Scores that are distances: how many times the floor they are says how far off they are.
 DISTANCES = (
     "frechet", "pixels", "ring_radius", "ring_radius_relative", "ellipticity", "ellipticity_relative", "flux",
-    "flux_relative", "noise", "noise_relative", "power_deviation", "profile_deviation",
+    "flux_relative", "noise", "noise_relative", "power_deviation", "power_shape_deviation", "profile_deviation",
 )  # fmt: skip
 
 CORNER = 20  # pixels of the corner that holds sky
@@ -139,7 +139,9 @@ def pair_scores(a: Measured, b: Measured, seed: int = 0) -> dict[str, float]:
         others = b.numbers[name]
         scores[name] = wasserstein_distance(values, others)
         scores[f"{name}_relative"] = scores[name] / _size(np.mean(others) if name == "ring_radius" else np.std(others))
-    scores["power_deviation"] = largest_deviation(a.power.mean, b.power.mean, in_band(a.power.x))
+    used = in_band(a.power.x)
+    scores["power_deviation"] = largest_deviation(a.power.mean, b.power.mean, used)
+    scores["power_shape_deviation"] = largest_deviation(a.power.shape.mean, b.power.shape.mean, used)
     scores["profile_deviation"] = float(np.abs(a.profile.mean - b.profile.mean).max() / _size(np.ptp(b.profile.mean)))
     if a.features is not None and b.features is not None:
         scores["frechet"] = distances.frechet_distance(a.features, b.features)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 from sklearn.decomposition import PCA
 
 from deeplense.evaluate import plots
@@ -171,6 +171,8 @@ def number_histograms(generated: Mapping[str, np.ndarray], held_out: Mapping[str
         _draw_steps(axes, [_inner(held_out[name], held_out[name]), _inner(generated[name], held_out[name])], bins)
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(4))
+        if np.abs(held_out[name]).max() >= 1e4:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 2M: there is no room for 2,000,000
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(True)
     figure.supylabel("Share of images", fontsize=10)

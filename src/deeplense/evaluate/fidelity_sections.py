@@ -36,6 +36,7 @@ TITLES = {
     "noise": "Noise, W₁ (brightness)",
     "noise_relative": "Noise, W₁ / σ",
     "power_deviation": f"Power spectrum, largest |ratio − 1| from {BAND[0]} to {BAND[1]} cycles per image",
+    "power_shape_deviation": "Power spectrum, the same after each image's is divided by its sum",
     "profile_deviation": "Radial profile, largest difference / height",
 }
 
@@ -200,7 +201,8 @@ def memory_section(
     rows, titles = nearest_rows(generated.images, train, held_out.images)
     caption = (
         "The generated images nearest to training images, the nearest training image, and the nearest held-out one; "
-        f"above, the distances to these two. There are {len(train):,} training and {len(held_out):,} held-out images."
+        f"above, the ratio of the distances to these two. There are {len(train):,} training and {len(held_out):,} "
+        "held-out images."
     )
     return Section("Memorisation", text, figures=[Picture(draw.neighbours(rows, titles, display), caption)])
 
@@ -208,9 +210,9 @@ def memory_section(
 def nearest_rows(
     generated: np.ndarray, train: np.ndarray, held_out: np.ndarray
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The generated images nearest to training images, their neighbours, and the distances to both as text."""
+    """The generated images nearest to training images, their neighbours, and how far these are, training / held out."""
     near, which = nearest(generated, train)
     chosen = np.argsort(near, kind="stable")[:NEIGHBOURS]
     far, others = nearest(generated[chosen], held_out)
     rows = {"generated": generated[chosen], "training": train[which[chosen]], "held out": held_out[others]}
-    return rows, [f"{a:.3g} | {b:.3g}" for a, b in zip(near[chosen], far, strict=True)]
+    return rows, [f"{ratio:.2f}" for ratio in near[chosen] / np.maximum(far, 1e-300)]

@@ -39,6 +39,12 @@ class Curves:
         low, high = np.percentile(self.values, [16, 84], axis=0)
         return low, high
 
+    @property
+    def shape(self) -> Curves:
+        """Each curve over its sum, so that all images count alike, bright or faint."""
+        total = self.values.sum(1, keepdims=True)
+        return replace(self, values=np.divide(self.values, total, out=np.zeros_like(self.values), where=total > 0))
+
     def of(self, index: np.ndarray) -> Curves:
         """The curves of some of the images."""
         return replace(self, values=self.values[index])
