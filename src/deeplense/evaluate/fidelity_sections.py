@@ -36,7 +36,7 @@ TITLES = {
     "noise": "Noise, W₁ (brightness)",
     "noise_relative": "Noise, W₁ / σ",
     "power_deviation": f"Power spectrum, largest |ratio − 1| from {BAND[0]} to {BAND[1]} cycles per image",
-    "power_shape_deviation": "Power spectrum, the same after each image's is divided by its sum",
+    "power_shape_deviation": "Power spectrum, the same of spectra over their sums",
     "profile_deviation": "Radial profile, largest difference / height",
 }
 
