@@ -138,11 +138,21 @@ def evaluate(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run folder if not given")] = None,
     prevalence: Prevalence = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Of a diffusion run: substructure run in whose features images are compared")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Of a diffusion run: what `deeplense sample` drew; drawn anew if not given")
+    ] = None,
 ) -> None:
-    """Judge a run on labelled images that it has not seen: scores with intervals, and a report."""
+    """Judge a run on images that it has not seen: scores with intervals, and a report.
+
+    Of a diffusion run, what it draws is compared with the images, beside a comparison of these with one another.
+    """
     from deeplense.evaluate.judge import judge
 
-    metrics = judge(run, _images(settings), out, prevalence=prevalence)
+    generated = None if samples is None else _images([f"data={samples}"])
+    metrics = judge(run, _images(settings), out, prevalence=prevalence, features=features, generated=generated)
     print(_summary(metrics))
     print(f"report: {(out or run) / 'report.html'}")
 
@@ -234,7 +244,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in")] = Path("demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Simulate, train, evaluate and report in a few minutes on a CPU: dark-matter substructure, then lens finding."""
+    """Simulate, train, evaluate and report in a few minutes on a CPU: substructure, lens finding, new images."""
     from deeplense import demo as show
 
     for name, chapter in show.CHAPTERS.items():
@@ -260,10 +270,24 @@ def _images(settings: list[str] | None, parts: tuple[str, ...] = ("test", "val")
 def _summary(metrics: dict[str, Any]) -> str:
     if "at_completeness" in metrics:
         return _finder_summary(metrics)
+    if "fidelity" in metrics:
+        return _fidelity_summary(metrics)
     auc, accuracy = metrics["auc_macro"], metrics["accuracy"]
     if auc is None or auc.get("value") is None:
         return f"accuracy {_interval(accuracy)}; the AUC needs images of two classes or more"
     return f"macro AUC {_interval(auc)}, accuracy {_interval(accuracy)} on {metrics['n']} images"
+
+
+def _fidelity_summary(metrics: dict[str, Any]) -> str:
+    scores, memory = metrics["fidelity"]["scores"], metrics["fidelity"]["memorisation"]
+    words = [f"ring radius {scores['ring_radius']['ratio']:.1f} times its floor"]
+    if "frechet" in scores:
+        words.insert(0, f"feature distance {scores['frechet']['ratio']:.1f} times its floor")
+    if "pixel_auc" in scores:
+        words.append(f"a network tells the pixels apart with AUC {scores['pixel_auc']['value']:.2f} (0.5: not at all)")
+    if memory:
+        words.append(f"memorisation ratio {memory['value']:.3f} (1: none)")
+    return f"{', '.join(words)}; {metrics['n']} generated images against as many held-out ones"
 
 
 def _finder_summary(metrics: dict[str, Any]) -> str:

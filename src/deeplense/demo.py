@@ -1,4 +1,4 @@
-"""The whole path in a few minutes, twice: simulate a test set, train on fresh images, judge, report."""
+"""The whole path in a few minutes, for each purpose: simulate a test set, train on fresh images, judge, report."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ CHAPTERS = {
     "substructure": Chapter("demo", "run", "test", 1488),
     # Half of the training images are lenses, one in twenty of these: as if for a survey, where they are rarer still.
     "finder": Chapter("demo-finder", "finder", "finder-test", 1920, {"positive_fraction": 0.05}),
+    # Draws a few hundred images and compares them with those of the first chapter.
+    "diffusion": Chapter("demo-diffusion", "diffusion", "test", 1488),
 }
 
 
@@ -46,7 +48,7 @@ def run(
 
     Args:
         settings: ``key=value`` changes to the chapter's config.
-        chapter: "substructure" (tell dark matter apart) or "finder" (find rare lenses).
+        chapter: "substructure" (tell dark matter apart), "finder" (find rare lenses) or "diffusion" (draw new ones).
 
     Returns:
         The metrics of the test set, which also stand in ``metrics.json`` of the run's folder.

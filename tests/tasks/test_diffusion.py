@@ -1,6 +1,8 @@
 import math
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from scipy.stats import chi2
@@ -153,9 +155,6 @@ def test_of_the_dropped_images_nothing_is_told_and_of_the_others_the_class_alway
 
 
 def test_parameters_are_standardised_by_those_of_the_training_images():
-    import pyarrow as pa
-    from dataclasses import replace
-
     rng = np.random.default_rng(0)
     sets = [
         replace(lens_set(60, seed), params=pa.table({"theta_E": rng.normal(1.2, 0.2, 60), "one": np.ones(60)}))

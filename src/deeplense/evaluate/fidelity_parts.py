@@ -94,7 +94,7 @@ def notes(generated: Measured, held_out: Measured, number: int, without: Sequenc
         f"{number:,} of the {len(generated):,} generated images are compared at a time: equal numbers and the floor "
         "need twice as many held-out images of each class.": number < len(generated),
         "Without the features of an independent classifier, feature distances, the two-sample test and the classes "
-        "recovered are left out: name a substructure run with --judge.": generated.features is None,
+        "recovered are left out: name a substructure run with --features.": generated.features is None,
         "Without training images nothing is said about memorisation.": "train" in without,
         "Without class labels of both sets, classes recovered are left out, and a difference of their class mixtures "
         "counts as a difference of the images.": is_unlabelled,

@@ -19,13 +19,16 @@ from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError, DataError
 from deeplense.evaluate.explain import heat_maps
 from deeplense.evaluate.finder_report import finder_report
+from deeplense.evaluate.generator import judge_generator
 from deeplense.evaluate.pictures import display_of
 from deeplense.evaluate.report import classification_report
-from deeplense.tasks import LensTask
+from deeplense.tasks import Classifier, DiffusionTask, LensTask
+from deeplense.tasks.draw import draw
 from deeplense.train.callbacks import METRICS
 from deeplense.train.folder import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
+MOST_DRAWN = 1000  # images, unless told otherwise
 
 
 def judge(
@@ -35,6 +38,8 @@ def judge(
     batch_size: int = 128,
     bootstrap: int = 1000,
     prevalence: float | None = None,
+    features: Path | str | None = None,
+    generated: LensSet | None = None,
 ) -> dict[str, Any]:
     """Judge a finished run on images that it has not seen, and write the report.
 
@@ -43,6 +48,9 @@ def judge(
         out: folder for ``metrics.json`` and ``report.html``; the run folder if None.
         bootstrap: number of resamples for the intervals.
         prevalence: of a finder, the share of lenses that its probabilities are to be for; that of the images if None.
+        features: for a diffusion run, an independent substructure run in whose features images are compared.
+        generated: for a diffusion run, the images that it has drawn; half as many as ``lens_set``, 1,000 at most, are
+            drawn if None.
 
     Returns:
         The metrics, as written.
@@ -50,11 +58,19 @@ def judge(
     Raises:
         RunError: there is no such run, or it is not finished.
         DataError: no labels, other classes, or images of another number of channels.
-        ConfigError: a prevalence that is impossible, or for a run that has none.
+        ConfigError: a prevalence or features that are impossible, or for a run that has none.
     """
     run = Path(run)
-    task, card = weights.load_task(run), weights.load_card(run)
+    task: LensTask = weights.load_task(run)
+    card = weights.load_card(run)
     task.to("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(task, DiffusionTask):
+        if prevalence is not None:
+            raise ConfigError(f"prevalence={prevalence:g} for a diffusion run: only a finder has one")
+        return _judge_generator(run, task, card, lens_set, Path(out) if out else run, features, generated)
+    if features is not None or generated is not None:
+        raise ConfigError(f"{run} is a {task.config.task} run: features and generated images are for diffusion runs")
+    assert isinstance(task, Classifier)
     report = REPORTS.get(task.config.task, _judge_classifier)
     if prevalence is not None and (report is _judge_classifier or not 0 < prevalence < 1):
         reason = "the share of lenses lies between 0 and 1" if report is _judge_finder else "only a finder has one"
@@ -77,8 +93,30 @@ def judge(
     return report(Path(out) if out else run, task, outputs, lens_set, prevalence, common)
 
 
+def _judge_generator(
+    run: Path,
+    task: DiffusionTask,
+    card: dict[str, Any],
+    lens_set: LensSet,
+    out: Path,
+    features: Path | str | None,
+    generated: LensSet | None,
+) -> dict[str, Any]:
+    """What a diffusion run draws, against images that it has not seen."""
+    warn_if_seen(card, lens_set)
+    lens_set = align(lens_set, task.classes) if task.classes and lens_set.label is not None else lens_set
+    drawn = draw(task, min(len(lens_set) // 2, MOST_DRAWN)) if generated is None else generated
+    return judge_generator(
+        *(out, task, card, lens_set, drawn),
+        features=None if features is None else Path(features),
+        title=f"diffusion: {run.name}",
+        provenance=_provenance(run, card, lens_set) | {"generated": drawn.provenance},
+        history=_history(run),
+    )
+
+
 def _judge_classifier(
-    out: Path, task: LensTask, outputs: Tensor, _: LensSet, __: float | None, common: dict[str, Any]
+    out: Path, task: Classifier, outputs: Tensor, _: LensSet, __: float | None, common: dict[str, Any]
 ) -> dict[str, Any]:
     """Classes that exclude one another: logits (N, K) and a temperature."""
     return classification_report(out, logits=outputs, temperature=task.calibration.get("temperature", 1.0), **common)

@@ -131,7 +131,7 @@ class DiffusionTask(LensTask):
         self.calibration = {"pixel_scale": None if scale is None else scale * self.preprocess.zoom}
 
     def _drawn(self, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Levels (B,) and noise (B, C, H, W): at random in training, spread evenly and always the same in validation."""
+        """Levels (B,) and noise (B, C, H, W): at random in training, even and always the same in validation."""
         number = len(clean)
         if self.training:
             return torch.randint(len(self.share), (number,), device=clean.device), torch.randn_like(clean)

@@ -99,8 +99,8 @@ class Keeper(Checkpoint):
         kept = len(self.rows)
         last = f"{self.run / LAST} is good, from the end of epoch {kept}" if kept else "no epoch is kept"
         return RunError(
-            f"the {what} of epoch {trainer.current_epoch + 1}; {last}: choose a smaller optim.lr or set train.clip=1, and "
-            "another out="
+            f"the {what} of epoch {trainer.current_epoch + 1}; {last}: choose a smaller optim.lr or set train.clip=1, "
+            "and another out="
         )
 
     def _row(self, trainer: L.Trainer) -> dict[str, float]:

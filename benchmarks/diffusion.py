@@ -1,0 +1,182 @@
+"""Diffusion on the Common Test at 64x64 pixels: the brief's recipe and ours, judged alike; samplers; use in training.
+
+30,000 simulated images (``published``, 9,000 of each class to learn from), 9,600 others to judge by, and a substructure
+network that was trained on images of its own as the judge of features. Each comparison stands beside its floor: the
+same comparison between two halves of the held-out images.
+
+    python benchmarks/diffusion.py
+
+Writes diffusion.json beside this file, after each step. Sets, runs and samples lie below --work; what is there is used
+again. About two and a half hours on two cores, of which one is the training of our model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import deeplense as dl
+from deeplense import weights
+from deeplense.data.module import LensDataModule
+from deeplense.evaluate.distances import frechet_distance, kernel_distance
+from deeplense.evaluate.generator import features_of, framed
+from deeplense.evaluate.scores import classification_scores
+from deeplense.sample import sample
+from deeplense.tasks import DiffusionTask
+
+FRAME = ["model.crop=100", "model.size=64"]
+SAMPLERS = {"ddpm": (50, 250), "ddim": (10, 20, 50), "dpm++": (10, 20, 50), "unipc": (10, 20, 50)}
+FEW = 250  # images that 1,000 steps can draw in a quarter of an hour
+MANY = 1000
+
+
+class Table:
+    """What was measured so far, on disk after every step; what is there is not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def __call__(self, group: str, name: str, measure: Any) -> Any:
+        rows = self.values.setdefault(group, {})
+        if name not in rows:
+            rows[name] = measure()
+            self.path.write_text(json.dumps(self.values, indent=1) + "\n")
+        print(f"{group}, {name}: {json.dumps(rows[name])[:300]}", flush=True)
+        return rows[name]
+
+
+def simulated(folder: Path, num: int, seed: int) -> dl.LensSet:
+    """A set on disk, made if it is not there."""
+    simulator = dl.Simulator("common-test", "published", seed, compile=True)
+    return dl.read(dl.write_set(simulator, num, folder, progress=True))
+
+
+def trained(config: str, out: Path, *settings: str) -> Path:
+    """A finished run, trained if it is not there."""
+    resolved = dl.load_config(config, [f"out={out}", "train.export=[]", *settings])
+    if not (out / "model.json").is_file():
+        dl.fit(resolved, dl.load_data(resolved))
+    return out
+
+
+def minutes(run: Path) -> float:
+    """How long a run trained."""
+    with (run / "metrics.csv").open() as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
+
+
+def drawn(run: Path, folder: Path, num: int, sampler: str, steps: int, seed: int = 7) -> tuple[dl.LensSet, float]:
+    """Samples on disk, drawn if they are not there, and how many a second (0 if they were)."""
+    start, is_there = time.perf_counter(), folder.is_dir()
+    sample(run, num, folder, sampler=sampler, steps=steps, seed=seed, format="parquet")
+    return dl.read(folder), 0.0 if is_there else num / (time.perf_counter() - start)
+
+
+def fidelity(
+    run: Path, test: dl.LensSet, judge: Path, work: Path, num: int, sampler: str, steps: int
+) -> dict[str, Any]:
+    """The whole report of one run, and its scores."""
+    name = f"{run.name}-{sampler}-{steps}-{num}"
+    images, _ = drawn(run, work / "samples" / name, num, sampler, steps)
+    held_out = test.select(np.arange(min(len(test), max(2 * num, 2000))))
+    metrics = dl.judge(run, held_out, work / "reports" / name, features=judge, generated=images)
+    return {"minutes_of_training": minutes(run), "n": num} | metrics["fidelity"]
+
+
+def speed(
+    run: Path, held: tuple[np.ndarray, np.ndarray], see: Any, work: Path, sampler: str, steps: int
+) -> dict[str, Any]:
+    """Images a second of one sampler, and the distance of its images from held-out ones."""
+    num = 500
+    images, rate = drawn(run, work / "samples" / f"table-{sampler}-{steps}", num, sampler, steps, seed=11)
+    features = see(images.images)[0]
+    distances = {"frechet": frechet_distance(features, held[0]), "kernel": kernel_distance(features, held[0])}
+    floor = {"frechet": frechet_distance(held[1], held[0]), "kernel": kernel_distance(held[1], held[0])}
+    return {"images": num, "images_per_second": rate, **distances, "floor": floor}
+
+
+def used(parts: list[dl.LensSet], test: dl.LensSet, out: Path, seed: int) -> dict[str, Any]:
+    """Macro AUC on simulated images of a classifier that was trained on these sets, about 45,000 images of training."""
+    images = np.concatenate([part.images for part in parts])
+    label = np.concatenate([part.label for part in parts if part.label is not None])
+    val = test.select(np.arange(len(test) - 960, len(test)))
+    train = dl.LensSet(images, [str(i) for i in range(len(images))], label, test.classes)
+    epochs = max(1, round(45_000 / len(images)))
+    settings = ["model.stretch=sqrt", "model.average=flips", "augment.quarter_turns=false", "optim.lr=2e-3"]
+    resolved = dl.load_config("substructure", [*settings, f"train.epochs={epochs}", f"seed={seed}", f"out={out}"])
+    if not (out / "model.json").is_file():
+        dl.fit(resolved, LensDataModule(train, val, 96, seed))
+    judged = test.select(np.arange(3000))
+    predictor = dl.Predictor.load(out)
+    probs = np.stack([predictor.predict(judged)[f"p_{name}"].to_numpy() for name in test.classes], axis=1)
+    scores = classification_scores(probs, judged.label, test.classes, 1000, 0)
+    return {"images": len(images), "auc_macro": scores["auc_macro"], "accuracy": scores["accuracy"]}
+
+
+def in_frame(images: dl.LensSet, preprocess: Any) -> dl.LensSet:
+    """The same set as the generator sees it."""
+    from dataclasses import replace
+
+    return replace(images, images=framed(preprocess, images.images))
+
+
+def main() -> None:
+    """Make the sets, train what is missing, judge everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/diffusion-benchmark"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    work, table = args.work, Table(args.out)
+    train, test = simulated(work / "train", 30_000, seed=20), simulated(work / "test", 9_600, seed=21)
+    judge = trained("common-test", work / "judge", "model.size=64", "train.epochs=32", "data.seed=77")
+    data = f"data={work / 'train'}"
+    ours, brief = (
+        trained("diffusion", work / "ours", data, *FRAME),
+        trained("brief/diffusion", work / "brief", data, *FRAME),
+    )
+    for name, run, num, sampler, steps in (
+        ("ours, dpm++, 20 steps", ours, MANY, "dpm++", 20),
+        ("brief, ddpm, 1000 steps", brief, FEW, "ddpm", 1000),
+        ("ours, ddpm, 1000 steps", ours, FEW, "ddpm", 1000),
+        ("ours, dpm++, 20 steps, as few images", ours, FEW, "dpm++", 20),
+    ):
+        table("fidelity", name, lambda run=run, n=num, s=sampler, k=steps: fidelity(run, test, judge, work, n, s, k))
+    task = weights.load_task(ours, DiffusionTask)
+    see = features_of(judge, task.preprocess)
+    halves = [see(framed(task.preprocess, test.images[start : start + 500]))[0] for start in (0, 500)]
+    for sampler, all_steps in SAMPLERS.items():
+        for steps in all_steps:
+            table(
+                "samplers",
+                f"{sampler}, {steps} steps",
+                lambda s=sampler, k=steps: speed(ours, (halves[0], halves[1]), see, work, s, k),
+            )
+    few = in_frame(train.select(np.arange(300)), task.preprocess)
+    many = in_frame(train.select(np.arange(6000)), task.preprocess)
+    others = in_frame(test, task.preprocess)
+    synthetic, _ = drawn(ours, work / "samples" / "use", 6000, "dpm++", 20, seed=13)
+    sets = {
+        "1 % (300 simulated)": [few],
+        "6,000 generated": [synthetic],
+        "1 % and 6,000 generated": [few, synthetic],
+        "6,000 simulated": [many],
+    }
+    for name, parts in sets.items():
+        table(
+            "use",
+            name,
+            lambda parts=parts, n=name: used(
+                parts, others, work / "use" / n.replace(" ", "-").replace("%", "pc"), seed=0
+            ),
+        )
+
+
+if __name__ == "__main__":
+    main()

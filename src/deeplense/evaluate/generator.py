@@ -1,0 +1,170 @@
+"""A diffusion run in, a judgement of what it draws out: are its images those of the simulator?"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from deeplense import config as configs
+from deeplense import train, weights
+from deeplense.data.module import LensDataModule
+from deeplense.data.schema import LensSet
+from deeplense.data.transform import Preprocess
+from deeplense.errors import ConfigError, DeepLenseError
+from deeplense.evaluate.fidelity_report import fidelity_report
+from deeplense.models import backbone
+from deeplense.simulate.stream import is_preset
+from deeplense.tasks import DiffusionTask
+from deeplense.tasks.substructure import SubstructureTask
+
+logger = logging.getLogger(__name__)
+CHUNK = 512  # images at a time
+SETS = ("held-out", "generated")
+
+
+def judge_generator(
+    out: Path,
+    task: DiffusionTask,
+    card: Mapping[str, Any],
+    held_out: LensSet,
+    generated: LensSet,
+    features: Path | None = None,
+    seed: int = 0,
+    **common: Any,
+) -> dict[str, Any]:
+    """Compare what a diffusion model draws with images that it has not seen, and write the report.
+
+    Args:
+        card: what ``model.json`` says of the run.
+        held_out: images as read, of the kind that the model was trained on.
+        generated: images that the model has drawn.
+        features: run of an independent substructure network that sees the same part of the images; without one, what
+            needs its features is left out.
+        common: title, provenance, history.
+
+    Returns:
+        The metrics, as written.
+
+    Raises:
+        ConfigError: the classifier sees another part of the images.
+        RunError: the classifier is no finished substructure run.
+    """
+    return fidelity_report(
+        out,
+        generated=generated.images,
+        held_out=framed(task.preprocess, held_out.images),
+        train=trained_on(task, card),
+        features=None if features is None else features_of(features, task.preprocess),
+        label=generated.label,
+        held_label=held_out.label,
+        classes=task.classes,
+        pixel_scale=generated.pixel_scale,
+        pixel_auc=network_auc,
+        seed=seed,
+        **common,
+    )
+
+
+def framed(preprocess: Preprocess, images: np.ndarray) -> np.ndarray:
+    """The part and size of raw images (N, C, H, W) that a model sees, in the values as read."""
+    parts = [preprocess.framed(chunk).numpy() for chunk in _chunks(images)]
+    return np.concatenate(parts)
+
+
+def trained_on(task: DiffusionTask, card: Mapping[str, Any]) -> np.ndarray | None:
+    """The training images of a run as its model saw them; None where they are gone or were new in every epoch."""
+    config = configs.parse(card["config"])
+    if is_preset(config.data.path) and config.data.fresh:
+        logger.info("every training image was new: none could be memorised by seeing it twice")
+        return None
+    try:
+        data = train.load_data(config, progress=False)
+    except DeepLenseError as error:
+        logger.warning("whether training images were memorised is left out: %s", error)
+        return None
+    if data.fingerprint() != card["data"]:
+        logger.warning("%s holds other images than those of training: memorisation is left out", config.data.path)
+        return None
+    return framed(task.preprocess, data.train.images)
+
+
+def features_of(run: Path, preprocess: Preprocess) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """What an independent classifier sees in framed images: its last features (n, D) and probabilities (n, K).
+
+    Args:
+        preprocess: of the model whose images are judged: both must see the same part of an image.
+    """
+    task = weights.load_task(run, SubstructureTask)
+    seen, wanted = ((p.input_size, p.crop, p.size) for p in (task.preprocess, preprocess))
+    if seen != wanted:
+        raise ConfigError(
+            f"{run} sees another part of the images (size, crop, resized: {seen}) than the generator ({wanted}): train it "
+            f"with model.crop={wanted[1]} model.size={wanted[2]}"
+        )
+    return lambda images: _features(task, images)
+
+
+@torch.inference_mode()
+def _features(task: SubstructureTask, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features are what the last linear layer is given."""
+    last = backbone.last_layer(task.network)
+    assert last is not None
+    kept: list[Tensor] = []
+    layer = task.network.get_submodule(last)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].cpu()))
+    try:
+        logits = [task.network(task.preprocess.normalised(chunk.to(task.device))).cpu() for chunk in _chunks(images)]
+    finally:
+        hook.remove()
+    probs = torch.softmax(torch.cat(logits) / task.calibration.get("temperature", 1.0), dim=1)
+    return torch.cat(kept).flatten(1).numpy(), probs.numpy()
+
+
+def network_auc(a: np.ndarray, b: np.ndarray, seed: int) -> float:
+    """How well a network learns to tell two sets of images (N, C, H, W) apart: its AUC on halves that it has not seen.
+
+    0.5 means that it finds no difference. The network is the compact one, from scratch, 25 passes over half of the
+    images; a tenth of that half chooses the epoch.
+    """
+    rng = np.random.default_rng(seed)
+    images, label = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
+    order = rng.permutation(len(images))
+    test, val, fit = np.split(order, [len(order) // 2, len(order) // 2 + len(order) // 20])
+    parts = [_set(images[rows], label[rows]) for rows in (fit, val)]
+    stretch = "sqrt" if images.min() >= 0 else "asinh"
+    settings = [f"model.stretch={stretch}", "model.width=32", "model.average=none", "augment.quarter_turns=false"]
+    with tempfile.TemporaryDirectory() as folder:
+        config = configs.load("substructure", [*settings, "train.epochs=25", f"seed={seed}", f"out={folder}/run"])
+        with _silent():
+            run = train.fit(config, LensDataModule(*parts, 64, seed), progress=False)
+        task = weights.load_task(run, SubstructureTask)
+    logits = torch.cat(list(task.outputs(images[test], 256)))
+    return float(roc_auc_score(label[test], logits[:, 1] - logits[:, 0]))
+
+
+def _set(images: np.ndarray, label: np.ndarray) -> LensSet:
+    return LensSet(images.astype(np.float32), [str(i) for i in range(len(images))], label.astype(np.int64), SETS)
+
+
+class _silent:
+    """The messages of a training that is only a means."""
+
+    def __enter__(self) -> None:
+        self.level = logging.getLogger("deeplense.train").level
+        logging.getLogger("deeplense.train").setLevel(logging.WARNING)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("deeplense.train").setLevel(self.level)
+
+
+def _chunks(images: np.ndarray) -> list[Tensor]:
+    starts = range(0, len(images), CHUNK)
+    return [torch.from_numpy(np.array(images[start : start + CHUNK])) for start in starts]
