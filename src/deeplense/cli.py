@@ -177,6 +177,37 @@ def predict(
 
 
 @app.command()
+def sample(
+    run: Run,
+    num: Annotated[int, typer.Option(help="How many images")] = 64,
+    label: Annotated[str | None, typer.Option("--class", help="Class of all images; each in turn if not given")] = None,
+    given: Annotated[
+        list[str] | None, typer.Option(help="Value of a parameter that the model knows, as theta_E=1.2; repeatable")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddpm, ddim, dpm++ or unipc; that of the run if not given, as are the steps")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Noise levels that are visited")] = None,
+    guidance: Annotated[
+        float, typer.Option(help="Above 1, images are more typical and less diverse")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Names the sequence of images")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; drawn in the run folder if not given")] = None,
+    format: Annotated[str, typer.Option(help="npy (DeepLense folders) or parquet (shards and a dataset card)")] = "npy",
+    batch_size: Annotated[int, typer.Option(help="Images that are drawn together")] = 64,
+    quiet: Quiet = False,
+) -> None:
+    """Draw new images with a diffusion model. The same command again continues after an interruption."""
+    from deeplense import config as configs
+    from deeplense.sample import sample as run_sampler
+
+    values = configs.parse_settings(given or [])
+    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed}
+    where: dict[str, Any] = {"batch_size": batch_size, "format": format, "progress": not quiet}
+    print(f"{num} images are in {run_sampler(run, num, out, label=label, given=values, **how, **where)}")
+
+
+@app.command()
 def mine(
     run: Run,
     settings: Settings = None,
@@ -203,15 +234,22 @@ def mine(
 @app.command()
 def export(
     run: Run,
-    format: Annotated[str, typer.Option(help="json, json.gz, onnx or safetensors")] = "json",
+    format: Annotated[
+        str, typer.Option(help="json, json.gz, onnx or safetensors; diffusers: a folder (diffusion runs)")
+    ] = "json",
     gzip: Annotated[bool, typer.Option("--gzip", help="Compress the JSON")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="File to write; weights.FORMAT in the run folder if not given")
+        Path | None,
+        typer.Option(help="File or folder to write; weights.FORMAT or diffusers in the run folder if not given"),
     ] = None,
 ) -> None:
     """Write a run's weights in another format."""
-    from deeplense import weights
+    from deeplense import hub, weights
+    from deeplense.tasks import DiffusionTask
 
+    if format == "diffusers":
+        print(hub.write_folder(weights.load_task(run, DiffusionTask), out or run / format))
+        return
     ending = "json.gz" if gzip and format == "json" else format
     path = out or run / f"weights.{ending}"
     if not path.name.endswith(f".{ending}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,7 +22,7 @@ from deeplense.predict import Predictor
 from deeplense.simulate.generate import Simulator, concatenate
 from deeplense.simulate.stream import PREFIX
 from deeplense.tasks.finder import FinderTask
-from deeplense.weights import WEIGHTS
+from deeplense.weights import fingerprint
 
 logger = logging.getLogger(__name__)
 CHUNK = 1024  # images scored at a time
@@ -65,8 +64,8 @@ def mine(
             lenses.append(part.select(np.flatnonzero(part.label == 1)))
     found = hardest.best()
     mined = concatenate([part for part in (found, *lenses) if len(part)])
-    weights = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()[:16]
-    facts = {"run": str(run), "weights": weights, "scored": scored, "num": num, "negatives_only": negatives_only}
+    facts = {"run": str(run), "weights": fingerprint(run), "scored": scored, "num": num}
+    facts["negatives_only"] = negatives_only
     mined = replace(mined, provenance={**mined.provenance, "mined": facts})
     store.write(mined, out)
     logger.info("%d of %d images: %s", len(mined), scored, mined.class_counts())

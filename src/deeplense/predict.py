@@ -37,9 +37,8 @@ class Predictor:
         Raises:
             RunError: there is no such run, or it is not finished.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(weights.load_task(Path(run), Classifier).to(device), weights.load_card(Path(run)))
+        task = weights.load_task(Path(run), Classifier).to(weights.find_device(device))
+        return cls(task, weights.load_card(Path(run)))
 
     @property
     def classes(self) -> tuple[str, ...]:

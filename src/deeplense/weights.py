@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -89,6 +90,16 @@ def load_task(run: Path, kind: type[T] = LensTask) -> T:  # type: ignore[assignm
     task.calibration = card["calibration"]
     assert isinstance(task, kind)
     return task.eval()
+
+
+def fingerprint(run: Path) -> str:
+    """A hash of the weights of a run: names the model that made something."""
+    return hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def find_device(name: str = "auto") -> str:
+    """Where a loaded task works: "auto" is a GPU if there is one; else as torch calls it, such as "cuda:1"."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_kind(run: Path, task: str, kind: type[LensTask]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,23 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise RunError(f"{path} cannot be written: {reason}; nothing else is lost: mend it and run again") from error
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` to write to; it becomes ``path``, as yet absent, when the block ends well.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as holder:
+            folder = Path(holder) / path.name  # with the permissions of any new folder; the holder's are private
+            folder.mkdir()
+            yield folder
+            folder.rename(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}; mend it and run again") from error
 
 
 def write_text(path: Path, text: str) -> None:

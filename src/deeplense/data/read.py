@@ -20,6 +20,7 @@ from deeplense.data.npz import read_npz
 from deeplense.data.schema import LensSet
 from deeplense.data.stack import read_single
 from deeplense.data.table import TABLES, is_table, read_table
+from deeplense.data.writer import FINISHED
 from deeplense.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _read_images(source: Path, split: str | None, reading: Reading) -> LensSet:
         return _as_set(source, gather_items(source, objects, reading), objects)
     items, label, names = _list_classes(source, _class_folders(source, split), reading)
     beside = listing.items(source, source, reading.bands)
-    if items and beside:
+    if items and beside and not (source / FINISHED).exists():  # a set of ours may hold a picture of itself
         logger.warning("%s: the %d images beside the class folders are not read", source, len(beside))
     if tables := sorted(file.name for file in source.iterdir() if file.name.lower().endswith((".csv", ".ecsv"))):
         logger.info("%s: to read the table %s with its images, name the file itself", source, tables[0])

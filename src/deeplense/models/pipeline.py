@@ -6,7 +6,7 @@ This file needs numpy, torch and diffusers alone: exported models carry a copy o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -22,6 +22,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", _EVEN),  # arXiv:2211.01095, second order
     "unipc": ("UniPCMultistepScheduler", _EVEN),  # arXiv:2302.04867
 }
+# Diffusers checks what it opens against types, and understands only such ones.
+_Words = list[str] | tuple[str, ...]
+_Numbers = list[float] | tuple[float, ...]
 # The angle phi of a noise level, signal cos(phi) and noise sin(phi), at the first and at the last one.
 FIRST, LAST = 0.004, math.atan(1e3)
 
@@ -55,6 +58,20 @@ def _cosine2(steps: int) -> list[float]:
     return (1 - signal[1:] / signal[:-1]).tolist()
 
 
+class UnknownName(ValueError):
+    """A name that the model does not know.
+
+    Attributes:
+        what: it should have been: "sampler", "class", "parameter".
+        name, allowed: that was given, and those that are known.
+    """
+
+    def __init__(self, what: str, name: object, allowed: Iterable[str]) -> None:
+        self.what, self.name, self.allowed = what, name, tuple(allowed)
+        known = ", ".join(self.allowed) or "none, for it was trained without"
+        super().__init__(f"the model knows no {what} {name!r}; allowed: {known}")
+
+
 class LensPipeline(diffusers.DiffusionPipeline):
     """Images drawn by a diffusion model, in the values of the images that it was trained on.
 
@@ -72,18 +89,28 @@ class LensPipeline(diffusers.DiffusionPipeline):
         pixel_scale: arcsec per pixel, or None.
     """
 
+    # What diffusers sets, for type checkers.
+    unet: Any
+    scheduler: Any
+    config: Any
+    device: Any
+    register_modules: Any
+    register_to_config: Any
+    progress_bar: Any
+    save_pretrained: Any
+
     def __init__(
         self,
         unet: Any,
         scheduler: Any,
         channels: int = 1,
         size: int = 64,
-        classes: Sequence[str] = (),
-        params: Sequence[str] = (),
+        classes: _Words = (),
+        params: _Words = (),
         stretch: str = "none",
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
-        softening: Sequence[float] = (1.0,),
+        mean: _Numbers = (0.0,),
+        std: _Numbers = (1.0,),
+        softening: _Numbers = (1.0,),
         pixel_scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -97,7 +124,7 @@ class LensPipeline(diffusers.DiffusionPipeline):
     def __call__(
         self,
         num: int = 1,
-        label: str | int | None | Sequence[str | int | None] = None,
+        label: str | int | Sequence[str | int | None] | None = None,
         given: Mapping[str, float | Sequence[float]] | None = None,
         sampler: str = "dpm++",
         steps: int = 20,
@@ -105,7 +132,7 @@ class LensPipeline(diffusers.DiffusionPipeline):
         seed: int = 0,
         first: int = 0,
         batch_size: int = 64,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> np.ndarray:
         """Draw images; image i depends on (seed, first + i) alone, up to rounding, whatever the batch size.
 
@@ -123,13 +150,11 @@ class LensPipeline(diffusers.DiffusionPipeline):
             Float32, shape (num, C, H, W).
 
         Raises:
-            ValueError: an unknown sampler, class or parameter, or a number out of range.
+            UnknownName: of a sampler, class or parameter.
+            ValueError: a number out of range.
         """
-        labels, values = self._labels(label, num), self._values(given, num)
-        if num < 1 or batch_size < 1 or not 1 <= steps <= self.scheduler.config.num_train_timesteps:
-            most = self.scheduler.config.num_train_timesteps
-            raise ValueError(f"num={num}, steps={steps}: one image and one step at least, {most} steps at most")
-        scheduler = self.make_sampler(sampler)
+        self.check(num, label, given, sampler, steps, guidance, seed, batch_size)
+        labels, values, scheduler = self._labels(label, num), self._values(given, num), self.make_sampler(sampler)
         is_guided = guidance != 1 and (labels is not None or values is not None)
         made = []
         for start in range(0, num, batch_size):
@@ -142,14 +167,39 @@ class LensPipeline(diffusers.DiffusionPipeline):
             made.append(self._draw(scheduler, steps, noise, told, guidance if is_guided else 1.0, on_step))
         return torch.cat(made).numpy()
 
+    def check(
+        self,
+        num: int = 1,
+        label: str | int | Sequence[str | int | None] | None = None,
+        given: Mapping[str, float | Sequence[float]] | None = None,
+        sampler: str = "dpm++",
+        steps: int = 20,
+        guidance: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        """Raises what a call would, without drawing anything."""
+        self._labels(label, num)
+        self._values(given, num)
+        self.make_sampler(sampler)
+        if num < 1 or batch_size < 1:
+            raise ValueError(f"num={num}, batch_size={batch_size}: one image or more")
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
+            raise ValueError(f"steps={steps}: the model was trained with {most} noise levels; allowed: 1 to {most}")
+        if seed < 0 or not math.isfinite(guidance):
+            raise ValueError(f"seed={seed}, guidance={guidance}: a seed is not negative, guidance is a finite number")
+        if guidance != 1 and not (self.config.classes or self.config.params):
+            raise ValueError(f"guidance={guidance}: nothing guides a model that was told no classes and no parameters")
+
     def make_sampler(self, name: str) -> Any:
         """The diffusers scheduler of that name, for the noise levels of training.
 
         Raises:
-            ValueError: there is none.
+            UnknownName: there is none.
         """
         if name not in SAMPLERS:
-            raise ValueError(f"there is no sampler {name!r}; allowed: {', '.join(SAMPLERS)}")
+            raise UnknownName("sampler", name, SAMPLERS)
         kind, options = SAMPLERS[name]
         return getattr(diffusers, kind).from_config(dict(self.scheduler.config), **options)
 
@@ -161,7 +211,7 @@ class LensPipeline(diffusers.DiffusionPipeline):
         noise: list[torch.Generator],
         told: dict[str, Tensor | None],
         guidance: float,
-        on_step: Callable[[int], None] | None,
+        on_step: Callable[[int], object] | None,
     ) -> Tensor:
         """One batch, in values as read, on the CPU."""
         shape = (self.config.channels, self.config.size, self.config.size)
@@ -176,7 +226,7 @@ class LensPipeline(diffusers.DiffusionPipeline):
             x = scheduler.step(output, time, x, **extra).prev_sample
         return self.restored(x.float().clamp(-1, 1).cpu())
 
-    def _steps(self, times: Tensor, on_step: Callable[[int], None] | None, number: int) -> Iterator[Tensor]:
+    def _steps(self, times: Tensor, on_step: Callable[[int], object] | None, number: int) -> Iterator[Tensor]:
         if on_step is None:
             yield from self.progress_bar(times)
             return
@@ -205,8 +255,7 @@ class LensPipeline(diffusers.DiffusionPipeline):
             raise ValueError(f"{len(asked)} classes for {num} images: give one, or one for each")
         wrong = [each for each in asked if each is not None and each not in classes and each not in range(len(classes))]
         if wrong:
-            known = ", ".join(classes) or "none, for it was trained without"
-            raise ValueError(f"the model knows no class {wrong[0]!r}; allowed: {known}")
+            raise UnknownName("class", wrong[0], classes)
         numbers = [
             len(classes) if each is None else classes.index(each) if isinstance(each, str) else each for each in asked
         ]
@@ -216,8 +265,7 @@ class LensPipeline(diffusers.DiffusionPipeline):
         """Parameters (num, P), NaN where one is not given; None if the model knows none."""
         names = list(self.config.params)
         if wrong := sorted(set(given or ()) - set(names)):
-            known = ", ".join(names) or "none, for it was trained without"
-            raise ValueError(f"the model knows no parameter {wrong[0]!r}; allowed: {known}")
+            raise UnknownName("parameter", wrong[0], names)
         values = torch.full((num, len(names)), torch.nan)
         for name, value in (given or {}).items():
             values[:, names.index(name)] = torch.as_tensor(value, dtype=torch.float32)

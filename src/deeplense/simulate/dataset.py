@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 
-from deeplense.data.store import NpyWriter, ShardWriter
-from deeplense.errors import ConfigError, RunError, did_you_mean
+from deeplense.data.fill import Advance, Writer, fill, find_writer
+from deeplense.errors import ConfigError
 from deeplense.simulate.generate import BLOCK, Simulator, check_number
-from deeplense.simulate.workers import Writer, share, write_shards
+from deeplense.simulate.workers import share, write_shards
 
-logger = logging.getLogger(__name__)
 # A multiple of the block, so that no image is rendered twice; 43 MB of 150x150 pixels, and each process holds two.
 SHARD_SIZE = 10 * BLOCK
-WRITERS: dict[str, type[Writer]] = {"parquet": ShardWriter, "npy": NpyWriter}
 
 
 def _try(simulator: Simulator) -> None:
@@ -51,33 +46,24 @@ def write_set(
         ConfigError: an unknown layout, no images, or no workers.
         RunError: the folder holds something else, or a set made with other settings.
     """
-    if layout not in WRITERS:
-        raise ConfigError(f"there is no layout {layout!r}; {did_you_mean(layout, WRITERS)}")
+    make_writer = find_writer(layout)
     check_number(num)
     if workers < 1:
         raise ConfigError(f"workers={workers}: one process or more")
     if not Path(out).expanduser().exists():
         _try(simulator)
-    writer = WRITERS[layout](out, num, SHARD_SIZE, simulator.provenance())
-    missing = writer.missing()
-    if not missing:
-        logger.info("%s is complete: nothing to do", out)
-    elif len(missing) < writer.num_shards:
-        logger.info("%s: %d of %d shards are there", out, writer.num_shards - len(missing), writer.num_shards)
-    try:
-        _write(simulator, writer, missing, progress, workers)
-    except KeyboardInterrupt as error:
-        raise RunError(f"stopped: complete shards are kept in {out}; the same command continues") from error
-    writer.finish()
+    writer = make_writer(out, num, SHARD_SIZE, simulator.provenance())
+
+    def make(shards: list[int], advance: Advance) -> None:
+        _write(simulator, writer, shards, advance, workers)
+
+    fill(writer, make, "simulating", progress=progress)
     return Path(out)
 
 
-def _write(simulator: Simulator, writer: Writer, shards: list[int], progress: bool, workers: int) -> None:
-    """Write the shards here or in other processes, with a bar that counts images."""
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task("simulating", total=sum(len(writer.rows(shard)) for shard in shards))
-        advance = partial(bar.advance, task)
-        if min(workers, len(shards)) <= 1:
-            write_shards(simulator, writer, shards, advance)
-        else:
-            share(simulator, writer, shards, advance, workers)
+def _write(simulator: Simulator, writer: Writer, shards: list[int], advance: Advance, workers: int) -> None:
+    """Write the shards here or in other processes."""
+    if min(workers, len(shards)) <= 1:
+        write_shards(simulator, writer, shards, advance)
+    else:
+        share(simulator, writer, shards, advance, workers)

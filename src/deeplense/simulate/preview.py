@@ -65,11 +65,12 @@ def draw_preview(simulator: Simulator, columns: int = COLUMNS) -> Figure:
     return figure
 
 
-def write_grid(images: np.ndarray, rows: Sequence[str], path: Path, title: str) -> None:
-    """Draw images (R, N, C, H, W) in R rows of these names and write them as .png, replacing what is there."""
-    figure, grid = _grid(rows, images.shape[1])
-    for axes, image in zip(grid.ravel(), images.reshape(-1, *images.shape[2:]), strict=True):
-        axes.imshow(to_colour(image, BARE), origin="lower", interpolation="nearest")
+def write_grid(images: Sequence[np.ndarray], rows: Sequence[str], path: Path, title: str) -> None:
+    """Draw a row of images (N, C, H, W) for each of these names and write them as .png, replacing what is there."""
+    figure, grid = _grid(rows, max(map(len, images)))
+    for line, row in zip(grid, images, strict=True):
+        for axes, image in zip(line, row, strict=False):
+            axes.imshow(to_colour(image, BARE), origin="lower", interpolation="nearest")
     figure.suptitle(title, fontsize=11)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -12,7 +12,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -23,15 +23,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from deeplense.data.fill import Advance, Writer
 from deeplense.data.schema import LensSet
-from deeplense.data.store import NpyWriter, ShardWriter
+from deeplense.data.store import ShardWriter
 from deeplense.errors import RunError
 from deeplense.simulate.generate import Simulator, concatenate
 
 logger = logging.getLogger(__name__)
-
-Writer = ShardWriter | NpyWriter
-Advance = Callable[[int], object]
 
 
 def write_shards(simulator: Simulator, writer: Writer, shards: list[int], advance: Advance, lock: Any = None) -> None:

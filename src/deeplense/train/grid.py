@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from deeplense.simulate.preview import write_grid
 from deeplense.tasks.diffusion import DiffusionTask
+from deeplense.tasks.draw import silent
 
 FOLDER = "samples"
 COLUMNS = 8
@@ -34,10 +36,6 @@ class SampleGrid(Callback):
         labels = [name if task.known_classes else None for name in rows for _ in range(COLUMNS)]
         diffusion = task.config.diffusion
         # A glance: the samplers that need hundreds of steps would hold up the training.
-        images = task.pipeline()(len(labels), labels, steps=min(20, diffusion.steps), seed=self.seed, on_step=_nothing)
+        images = task.pipeline()(len(labels), labels, steps=min(20, diffusion.steps), seed=self.seed, on_step=silent)
         path.parent.mkdir(exist_ok=True)
-        write_grid(images.reshape(len(rows), COLUMNS, *images.shape[1:]), rows, path, title)
-
-
-def _nothing(_: int) -> None:
-    """No progress bar inside the one of the training."""
+        write_grid(np.split(images, len(rows)), rows, path, title)
