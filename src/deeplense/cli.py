@@ -178,9 +178,7 @@ def sample(
         str | None, typer.Option(help="ddpm, ddim, dpm++ or unipc; that of the run if not given, as are the steps")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels that are visited")] = None,
-    guidance: Annotated[
-        float, typer.Option(help="Above 1, images are more typical and less diverse")
-    ] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Above 1, images are more typical and less diverse")] = 1.0,
     seed: Annotated[int, typer.Option(help="Names the sequence of images")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; drawn in the run folder if not given")] = None,
     format: Annotated[str, typer.Option(help="npy (DeepLense folders) or parquet (shards and a dataset card)")] = "npy",
