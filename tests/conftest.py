@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Spinning OpenMP threads starve the other core's work in a suite of many small tensors.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
+
+from deeplense import cli
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real observations is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def deeplense_command(monkeypatch, capsys):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["deeplense", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call

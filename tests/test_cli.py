@@ -17,17 +17,8 @@ from toy import finder_set, lens_set, tiny_finder, write_folder
 
 
 @pytest.fixture
-def deeplense(monkeypatch, capsys):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["deeplense", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
+def deeplense(deeplense_command):
+    return deeplense_command
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from deeplense import config
+from deeplense import config, weights
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
 from deeplense.data.schema import LensSet
+from deeplense.data.transform import Preprocess
+from deeplense.tasks import get
 
 CLASSES = ("no", "sphere", "vort")
 
@@ -74,3 +77,20 @@ def write_folder(images: LensSet, folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, images.images[i])
     return folder
+
+
+def tiny_diffusion(out: Path | str, *overrides: str) -> Config:
+    """The same for images that are drawn."""
+    return config.load("tiny/diffusion", [f"out={out}", *overrides])
+
+
+def write_diffusion(out: Path, *overrides: str) -> Path:
+    """A finished run that was never trained: a network of random weights."""
+    torch.manual_seed(0)
+    settings, images = tiny_diffusion(out, *overrides), lens_set(30)
+    preprocess = Preprocess((24, 24), size=16, stretch=settings.model.stretch, scale="range").fit(images.images)
+    task = get("diffusion")(settings, CLASSES, 1, preprocess)
+    task.calibration = {"pixel_scale": 0.1}
+    out.mkdir(parents=True)
+    weights.save_task(task, out)
+    return out

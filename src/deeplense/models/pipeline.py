@@ -18,7 +18,13 @@ from torch import Tensor
 _EVEN = {"timestep_spacing": "trailing"}
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", _EVEN),  # arXiv:2006.11239
-    "ddim": ("DDIMScheduler", _EVEN),  # arXiv:2010.02502, eta = 0
+    # arXiv:2010.02502, eta = 0: it is the first order of DPM-Solver (arXiv:2206.00927, section 4.1). The thresholds cut
+    # clean images off at -1 and 1. diffusers' DDIMScheduler goes astray where steps do not divide the levels (its
+    # issue 12633): with trailing steps it takes the next time for another one than it visits.
+    "ddim": (
+        "DPMSolverMultistepScheduler",
+        {**_EVEN, "solver_order": 1, "thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0},
+    ),
     "dpm++": ("DPMSolverMultistepScheduler", _EVEN),  # arXiv:2211.01095, second order
     "unipc": ("UniPCMultistepScheduler", _EVEN),  # arXiv:2302.04867
 }
