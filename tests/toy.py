@@ -60,11 +60,6 @@ def tiny(out: Path, *overrides: str) -> Config:
     return config.load("tiny/substructure", ["model.width=4", "model.size=24", f"out={out}", *overrides])
 
 
-def tiny_diffusion(out: Path, *overrides: str) -> Config:
-    """The same for diffusion."""
-    return config.load("tiny/diffusion", [f"out={out}", *overrides])
-
-
 def tiny_finder(out: Path, *overrides: str) -> Config:
     """The same for the finder."""
     return config.load("tiny/finder", ["model.width=4", f"out={out}", *overrides])

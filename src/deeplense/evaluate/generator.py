@@ -106,8 +106,8 @@ def features_of(run: Path, preprocess: Preprocess) -> Callable[[np.ndarray], tup
     seen, wanted = ((p.input_size, p.crop, p.size) for p in (task.preprocess, preprocess))
     if seen != wanted:
         raise ConfigError(
-            f"{run} sees another part of the images (size, crop, resized: {seen}) than the generator ({wanted}): train it "
-            f"with model.crop={wanted[1]} model.size={wanted[2]}"
+            f"{run} sees another part of the images (size, crop, resized: {seen}) than the generator ({wanted}): train "
+            f"it with model.crop={wanted[1]} model.size={wanted[2]}"
         )
     return lambda images: _features(task, images)
 
@@ -138,13 +138,13 @@ def network_auc(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     images, label = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
     order = rng.permutation(len(images))
     test, val, fit = np.split(order, [len(order) // 2, len(order) // 2 + len(order) // 20])
-    parts = [_set(images[rows], label[rows]) for rows in (fit, val)]
+    data = LensDataModule(_set(images[fit], label[fit]), _set(images[val], label[val]), 64, seed)
     stretch = "sqrt" if images.min() >= 0 else "asinh"
     settings = [f"model.stretch={stretch}", "model.width=32", "model.average=none", "augment.quarter_turns=false"]
     with tempfile.TemporaryDirectory() as folder:
         config = configs.load("substructure", [*settings, "train.epochs=25", f"seed={seed}", f"out={folder}/run"])
         with _silent():
-            run = train.fit(config, LensDataModule(*parts, 64, seed), progress=False)
+            run = train.fit(config, data, progress=False)
         task = weights.load_task(run, SubstructureTask)
     logits = torch.cat(list(task.outputs(images[test], 256)))
     return float(roc_auc_score(label[test], logits[:, 1] - logits[:, 0]))
