@@ -9,11 +9,13 @@ from scipy.stats import chi2
 from skimage.metrics import structural_similarity
 
 from deeplense import config as configs
+from deeplense import train, weights
 from deeplense.data.module import LensDataModule
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, DataError
 from deeplense.models.pipeline import noise_levels
 from deeplense.tasks.diffusion import DiffusionTask
+from deeplense.tasks.draw import Request, draw
 from toy import lens_set
 
 
@@ -208,3 +210,32 @@ def test_cosine2_visits_the_noise_of_pixels_in_twenty_steps():
         share = noise_levels(1000, name, "v").alphas_cumprod[49::50]
         visited[name] = int(((1 - share).sqrt() < 0.1).sum())
     assert visited["cosine2"] >= 4 and max(visited["linear"], visited["cosine"]) <= 1
+
+
+def test_images_without_labels_train_and_are_drawn(tmp_path):
+    images = lens_set(40)
+    for i, image in enumerate(images.images):
+        np.save(tmp_path / f"{i}.npy", image)
+    settings = configs.load("tiny/diffusion", [f"data={tmp_path}", f"out={tmp_path / 'run'}", "train.epochs=1"])
+    run = train.fit(settings, train.load_data(settings), progress=False)
+    drawn = draw(weights.load_task(run, DiffusionTask), 3)
+    assert drawn.images.shape == (3, 1, 16, 16) and drawn.label is None and drawn.classes == ()
+    with pytest.raises(ConfigError, match="the model knows no class 'no'; it was trained without"):
+        draw(weights.load_task(run, DiffusionTask), 3, Request(label="no"))
+
+
+def test_simulated_images_come_with_the_parameters_that_are_told(tmp_path):
+    words = ["data=preset:common-test", "data.fidelity=physical", "data.num=96", "data.num_val=48", "train.epochs=1"]
+    settings = configs.load(
+        "tiny/diffusion", [*words, 'diffusion.given=["theta_E", "gamma1"]', f"out={tmp_path / 'r'}"]
+    )
+    module = train.load_data(settings)
+    batch = next(iter(module.train_dataloader()))
+    truth = module.simulators[0].images(batch["index"].numpy()).params
+    np.testing.assert_allclose(batch["params"][:, 0], truth["theta_E"].to_numpy(), rtol=1e-6)
+    run = train.fit(settings, module, progress=False)
+    task = weights.load_task(run, DiffusionTask)
+    theta_E = train.load_data(settings).train.params["theta_E"].to_numpy()
+    assert task.network.param_mean[0].item() == pytest.approx(theta_E.mean(), rel=1e-5)
+    told = [draw(task, 3, Request(given={"theta_E": value})).images for value in (0.9, 1.6)]
+    assert not np.allclose(*told)
