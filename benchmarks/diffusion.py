@@ -32,7 +32,7 @@ from deeplense.tasks import DiffusionTask
 
 FRAME = ["model.crop=100", "model.size=64"]
 SAMPLERS = {"ddpm": (50, 250), "ddim": (10, 20, 50), "dpm++": (10, 20, 50), "unipc": (10, 20, 50)}
-FEW = 250  # images that 1,000 steps can draw in a quarter of an hour
+FEW = 150  # images that 1,000 steps can draw in ten minutes
 MANY = 1000
 
 

@@ -152,7 +152,8 @@ def evaluate(
     from deeplense.evaluate.judge import judge
 
     generated = None if samples is None else _images([f"data={samples}"])
-    metrics = judge(run, _images(settings), out, prevalence=prevalence, features=features, generated=generated)
+    how: dict[str, Any] = {"prevalence": prevalence, "features": features, "generated": generated}
+    metrics = judge(run, _images(settings), out, **how, progress=sys.stderr.isatty())
     print(_summary(metrics))
     print(f"report: {(out or run) / 'report.html'}")
 

@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_a_diffusion_run_is_judged_with_all_its_parts(run, classifier, tmp_path)
     assert "Memorisation" in page and "Training" in page and "held out" in page
 
 
+def test_samples_of_one_class_keep_it(run, tmp_path):
+    task = weights.load_task(run, DiffusionTask)
+    drawn = draw(task, 30, Request(label="vort"))
+    alone = replace(drawn, classes=("vort",), label=np.zeros(30, np.int64))  # as a folder with one sub-folder is read
+    found = judge(run, lens_set(90, seed=5), tmp_path, generated=alone)["fidelity"]
+    # Of each class twice as many held-out images are needed: 30 of vort allow 15.
+    assert found["n"] == 15 and found["n_generated"] == 30
+
+
 def test_images_drawn_before_are_judged_instead(run, tmp_path):
     task = weights.load_task(run, DiffusionTask)
     drawn = draw(task, 30, Request(seed=3))
@@ -57,8 +67,6 @@ def test_images_drawn_before_are_judged_instead(run, tmp_path):
 
 
 def test_held_out_images_in_place_of_generated_ones_are_at_the_floor(run, classifier, tmp_path):
-    from dataclasses import replace
-
     task = weights.load_task(run, DiffusionTask)
     others = lens_set(60, seed=8)
     others = replace(others, images=framed(task.preprocess, others.images))

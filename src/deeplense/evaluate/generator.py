@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deeplense.data.schema import LensSet
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, DeepLenseError
 from deeplense.evaluate.fidelity_report import fidelity_report
+from deeplense.evaluate.fidelity_sets import Features
 from deeplense.models import backbone
 from deeplense.simulate.stream import is_preset
 from deeplense.tasks import DiffusionTask
@@ -36,7 +37,7 @@ def judge_generator(
     card: Mapping[str, Any],
     held_out: LensSet,
     generated: LensSet,
-    features: Path | None = None,
+    features: Features | None = None,
     seed: int = 0,
     **common: Any,
 ) -> dict[str, Any]:
@@ -46,23 +47,18 @@ def judge_generator(
         card: what ``model.json`` says of the run.
         held_out: images as read, of the kind that the model was trained on.
         generated: images that the model has drawn.
-        features: run of an independent substructure network that sees the same part of the images; without one, what
-            needs its features is left out.
+        features: of an independent classifier (:func:`features_of`); without them, what needs them is left out.
         common: title, provenance, history.
 
     Returns:
         The metrics, as written.
-
-    Raises:
-        ConfigError: the classifier sees another part of the images.
-        RunError: the classifier is no finished substructure run.
     """
     return fidelity_report(
         out,
         generated=generated.images,
         held_out=framed(task.preprocess, held_out.images),
         train=trained_on(task, card),
-        features=None if features is None else features_of(features, task.preprocess),
+        features=features,
         label=generated.label,
         held_label=held_out.label,
         classes=task.classes,
@@ -96,11 +92,16 @@ def trained_on(task: DiffusionTask, card: Mapping[str, Any]) -> np.ndarray | Non
     return framed(task.preprocess, data.train.images)
 
 
-def features_of(run: Path, preprocess: Preprocess) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def features_of(run: Path, preprocess: Preprocess) -> Features:
     """What an independent classifier sees in framed images: its last features (n, D) and probabilities (n, K).
 
     Args:
+        run: a substructure run.
         preprocess: of the model whose images are judged: both must see the same part of an image.
+
+    Raises:
+        ConfigError: they do not.
+        RunError: no finished run, or of another task.
     """
     task = weights.load_task(run, SubstructureTask)
     seen, wanted = ((p.input_size, p.crop, p.size) for p in (task.preprocess, preprocess))
@@ -134,6 +135,7 @@ def network_auc(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     0.5 means that it finds no difference. The network is the compact one, from scratch, 25 passes over half of the
     images; a tenth of that half chooses the epoch.
     """
+    logger.info("training a network to tell %d from %d images", len(a), len(b))
     rng = np.random.default_rng(seed)
     images, label = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
     order = rng.permutation(len(images))

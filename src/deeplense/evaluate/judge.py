@@ -6,11 +6,13 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from deeplense import weights
@@ -18,8 +20,9 @@ from deeplense.data.classes import align
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError, DataError
 from deeplense.evaluate.explain import heat_maps
+from deeplense.evaluate.fidelity_sets import Features
 from deeplense.evaluate.finder_report import finder_report
-from deeplense.evaluate.generator import judge_generator
+from deeplense.evaluate.generator import features_of, judge_generator
 from deeplense.evaluate.pictures import display_of
 from deeplense.evaluate.report import classification_report
 from deeplense.tasks import Classifier, DiffusionTask, LensTask
@@ -40,6 +43,7 @@ def judge(
     prevalence: float | None = None,
     features: Path | str | None = None,
     generated: LensSet | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Judge a finished run on images that it has not seen, and write the report.
 
@@ -51,6 +55,7 @@ def judge(
         features: for a diffusion run, an independent substructure run in whose features images are compared.
         generated: for a diffusion run, the images that it has drawn; half as many as ``lens_set``, 1,000 at most, are
             drawn if None.
+        progress: show a bar while images are drawn.
 
     Returns:
         The metrics, as written.
@@ -67,7 +72,9 @@ def judge(
     if isinstance(task, DiffusionTask):
         if prevalence is not None:
             raise ConfigError(f"prevalence={prevalence:g} for a diffusion run: only a finder has one")
-        return _judge_generator(run, task, card, lens_set, Path(out) if out else run, features, generated)
+        see = None if features is None else features_of(Path(features), task.preprocess)
+        drawn = _drawn(task, lens_set, progress) if generated is None else generated
+        return _judge_generator(run, task, card, lens_set, drawn, see, Path(out) if out else run)
     if features is not None or generated is not None:
         raise ConfigError(f"{run} is a {task.config.task} run: features and generated images are for diffusion runs")
     assert isinstance(task, Classifier)
@@ -93,24 +100,33 @@ def judge(
     return report(Path(out) if out else run, task, outputs, lens_set, prevalence, common)
 
 
+def _drawn(task: DiffusionTask, lens_set: LensSet, progress: bool) -> LensSet:
+    """Half as many images as there are held-out ones, by the sampler of the run's settings."""
+    num = min(len(lens_set) // 2, MOST_DRAWN)
+    with Progress(disable=not progress) as bar:
+        shown = bar.add_task("drawing", total=num * task.config.diffusion.sample_steps)
+        return draw(task, num, on_step=partial(bar.advance, shown))
+
+
 def _judge_generator(
     run: Path,
     task: DiffusionTask,
     card: dict[str, Any],
     lens_set: LensSet,
+    generated: LensSet,
+    features: Features | None,
     out: Path,
-    features: Path | str | None,
-    generated: LensSet | None,
 ) -> dict[str, Any]:
     """What a diffusion run draws, against images that it has not seen."""
     warn_if_seen(card, lens_set)
-    lens_set = align(lens_set, task.classes) if task.classes and lens_set.label is not None else lens_set
-    drawn = draw(task, min(len(lens_set) // 2, MOST_DRAWN)) if generated is None else generated
+    held_out, generated = (
+        align(part, task.classes) if task.classes and part.label is not None else part for part in (lens_set, generated)
+    )
     return judge_generator(
-        *(out, task, card, lens_set, drawn),
-        features=None if features is None else Path(features),
+        *(out, task, card, held_out, generated),
+        features=features,
         title=f"diffusion: {run.name}",
-        provenance=_provenance(run, card, lens_set) | {"generated": drawn.provenance},
+        provenance=_provenance(run, card, lens_set) | {"generated": generated.provenance},
         history=_history(run),
     )
 
