@@ -137,17 +137,21 @@ def test_ctrl_c_keeps_complete_shards_and_the_same_call_continues(run, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "whole").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_real_ctrl_c_ends_in_one_line(run, tmp_path):
-    words = ["sample", run, "--num", 100_000, "--out", tmp_path / "set", "--steps", 50, "--batch-size", 4]
+    words = ["sample", run, "--num", 1_000_000, "--out", tmp_path / "set", "--steps", 1, "--format", "parquet"]
     env = {**os.environ, "PYTHONPATH": str(Path(deeplense.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "deeplense.cli", *map(str, words)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not (tmp_path / "set" / "unfinished.json").exists():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        end = time.monotonic() + 120
+        while not list(tmp_path.rglob("part-*.parquet")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 2
     assert (
         errors.strip() == f"Error: stopped: complete shards are kept in {tmp_path / 'set'}; the same command continues"
