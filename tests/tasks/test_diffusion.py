@@ -29,7 +29,7 @@ def make(*overrides, images=None, classes=("no", "sphere", "vort")):
 
 def level(task, time):
     """Signal and noise of a level by diffusers itself."""
-    share = task.levels.alphas_cumprod[time].item()
+    share = task.levels.scheduler.alphas_cumprod[time].item()
     return math.sqrt(share), math.sqrt(1 - share)
 
 
@@ -44,18 +44,20 @@ def test_noisy_images_are_those_of_diffusers(schedule):
     task = make(f"diffusion.schedule={schedule}")
     clean, noise = drawn()
     time = torch.tensor([0, 10, 500, 999])
-    torch.testing.assert_close(task.noisy(clean, noise, time), task.levels.add_noise(clean, noise, time))
+    torch.testing.assert_close(
+        task.levels.noisy(clean, noise, time), task.levels.scheduler.add_noise(clean, noise, time)
+    )
 
 
 @pytest.mark.parametrize("objective", ["noise", "v"])
 def test_the_loss_of_a_perfect_answer_is_zero_and_it_implies_the_clean_image(objective):
     task = make(f"diffusion.objective={objective}", "ssim.weight=1", "diffusion.min_snr=5")
     (clean, noise), time = drawn(), torch.tensor([5, 200, 500, 800])
-    v = task.levels.get_velocity(clean, noise, time)
+    v = task.levels.scheduler.get_velocity(clean, noise, time)
     output = v if objective == "v" else noise
     assert task.loss(output, clean, noise, time).abs().max() < 1e-4
-    x_t = task.levels.add_noise(clean, noise, time)
-    torch.testing.assert_close(task.implied(output, x_t, time), clean, rtol=1e-3, atol=1e-3)
+    x_t = task.levels.scheduler.add_noise(clean, noise, time)
+    torch.testing.assert_close(task.levels.implied_clean(output, x_t, time), clean, rtol=1e-3, atol=1e-3)
 
 
 def test_an_answer_of_nothing_costs_the_mean_square_of_the_target():
@@ -102,7 +104,7 @@ def test_ssim_on_noise_compares_noise_with_noise():
     (clean, noise), time = drawn(), torch.full((4,), 500)
     for objective in ("noise", "v"):
         task = make(f"diffusion.objective={objective}", "ssim.weight=1", "ssim.on=noise")
-        right = noise if objective == "noise" else task.levels.get_velocity(clean, noise, time)
+        right = noise if objective == "noise" else task.levels.scheduler.get_velocity(clean, noise, time)
         assert task.loss(right, clean, noise, time).abs().max() < 1e-4
     # A clean image that is wrong everywhere in the same way leaves its structure: SSIM of the noise sees nothing of it.
     literal = make("diffusion.objective=noise", "ssim.weight=1", "ssim.on=noise", "diffusion.min_snr=0")

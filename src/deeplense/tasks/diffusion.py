@@ -12,7 +12,8 @@ from deeplense.config import Config
 from deeplense.data.module import Batch, LensDataModule
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, DataError
-from deeplense.models.pipeline import LensPipeline, noise_levels
+from deeplense.models.levels import NoiseLevels
+from deeplense.models.pipeline import LensPipeline
 from deeplense.models.unet import LensUNet
 from deeplense.tasks.base import Columns, LensTask
 
@@ -21,23 +22,11 @@ VALIDATION_SEED = 20240401
 
 
 class DiffusionTask(LensTask):
-    """A network that takes noise off images; outputs are the noise, or the velocity v, of each pixel, (B, C, H, W).
-
-    With signal a and noise s of a level, a^2 + s^2 = 1: x_t = a x_0 + s noise, v = a noise - s x_0.
-
-    Attributes:
-        levels: the noise of training, as diffusers describes it.
-        share: of signal in the power of each level, a^2, (T,).
-
-    References:
-        Denoising Diffusion Probabilistic Models, arXiv:2006.11239; v: arXiv:2202.00512, section 4; min-SNR weights:
-        arXiv:2303.09556, section 3.4.
-    """
+    """A network that takes noise off images: of an image at one of the ``levels`` it says the noise, or v."""
 
     score_name = "minus the validation loss"
     needs_labels = False
     network: LensUNet
-    share: Tensor
 
     def __init__(
         self,
@@ -50,8 +39,7 @@ class DiffusionTask(LensTask):
         _check(config, preprocess)
         diffusion = config.diffusion
         super().__init__(config, classes, in_channels, preprocess, architecture)
-        self.levels = noise_levels(diffusion.steps, diffusion.schedule, diffusion.objective)
-        self.register_buffer("share", self.levels.alphas_cumprod, persistent=False)
+        self.levels = NoiseLevels(diffusion.steps, diffusion.schedule, diffusion.objective)
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -77,40 +65,25 @@ class DiffusionTask(LensTask):
     def step(self, batch: Batch, images: Tensor) -> Columns:
         clean = self.preprocess(images)
         time, noise = self._drawn(clean)
-        told = self._told(batch, len(clean))
-        output = self.network(self.noisy(clean, noise, time), time, *told).float()
-        return {"loss": self.loss(output, clean, noise, time)}
+        x_t = self._layout(self.levels.noisy(clean, noise, time))
+        answer = self.network(x_t, time, *self._told(batch, len(clean))).float()
+        return {"loss": self.loss(answer, clean, noise, time)}
 
-    def noisy(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """x_t of clean images and noise (B, C, H, W) at levels (B,)."""
-        a, s = self._signal_and_noise(time)
-        return self._layout(a * clean + s * noise)
-
-    def loss(self, output: Tensor, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Weighted square error of noise or v, plus weight * (1 - SSIM), shape (B,).
+    def loss(self, answer: Tensor, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Weighted square error of the answer, plus weight * (1 - SSIM) of what ``ssim.on`` names, shape (B,).
 
         Args:
-            output: what the network said of :meth:`noisy`, (B, C, H, W).
+            answer: what the network said of the noisy images, (B, C, H, W).
             time: numbers of the levels, (B,).
         """
-        a, s = self._signal_and_noise(time)
-        is_v = self.config.diffusion.objective == "v"
-        target = a * noise - s * clean if is_v else noise
-        loss = self._weight(time) * (output - target).square().mean(dim=(1, 2, 3))
-        if self.config.ssim.weight == 0:
+        levels, ssim = self.levels, self.config.ssim
+        error = (answer - levels.target(clean, noise, time)).square().mean(dim=(1, 2, 3))
+        loss = levels.weight(time, self.config.diffusion.min_snr) * error
+        if ssim.weight == 0:
             return loss
-        if self.config.ssim.on == "noise":
-            x_t = a * clean + s * noise
-            pair = (s * x_t + a * output if is_v else output), noise
-        else:
-            pair = self.implied(output, a * clean + s * noise, time), clean
-        return loss + self.config.ssim.weight * (1 - _ssim(*pair))
-
-    def implied(self, output: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        """The clean image that an output implies, cut off at -1 and 1 as in sampling, (B, C, H, W)."""
-        a, s = self._signal_and_noise(time)
-        clean = a * x_t - s * output if self.config.diffusion.objective == "v" else (x_t - s * output) / a
-        return clean.clamp(-1, 1)
+        x_t, is_noise = levels.noisy(clean, noise, time), ssim.on == "noise"
+        implied = (levels.implied_noise if is_noise else levels.implied_clean)(answer, x_t, time)
+        return loss + ssim.weight * (1 - _ssim(implied, noise if is_noise else clean))
 
     def score(self, validated: Columns) -> float:
         return -validated["loss"].mean().item()
@@ -123,7 +96,7 @@ class DiffusionTask(LensTask):
         given = self.config.diffusion.given
         scale = self.calibration.get("pixel_scale")
         return LensPipeline(
-            self.network, self.levels, self.in_channels, size, known, given, **stretch, pixel_scale=scale
+            self.network, self.levels.scheduler, self.in_channels, size, known, given, **stretch, pixel_scale=scale
         )
 
     def finish_on(self, data: LensDataModule) -> None:
@@ -134,10 +107,10 @@ class DiffusionTask(LensTask):
         """Levels (B,) and noise (B, C, H, W): at random in training, even and always the same in validation."""
         number = len(clean)
         if self.training:
-            return torch.randint(len(self.share), (number,), device=clean.device), torch.randn_like(clean)
+            return torch.randint(len(self.levels), (number,), device=clean.device), torch.randn_like(clean)
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
         place = (torch.arange(number) + torch.rand(number, generator=generator)) / number
-        time = (place * len(self.share)).long().to(clean.device)
+        time = (place * len(self.levels)).long().to(clean.device)
         return time, torch.randn(clean.shape, generator=generator).to(clean)
 
     def _told(self, batch: Batch, number: int) -> tuple[Tensor | None, Tensor | None]:
@@ -156,18 +129,6 @@ class DiffusionTask(LensTask):
             is_hidden = (torch.rand(params.shape) < torch.rand(number, 1)).to(self.device) | is_dropped[:, None]
             params = params.masked_fill(is_hidden, torch.nan)
         return label, params
-
-    def _signal_and_noise(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        share = self.share[time][:, None, None, None]
-        return share.sqrt(), (1 - share).sqrt()
-
-    def _weight(self, time: Tensor) -> Tensor:
-        """min(SNR, gamma), in the error of the clean image, as a factor on that of noise or v; (B,)."""
-        most = self.config.diffusion.min_snr
-        if not most:
-            return torch.ones_like(self.share[time])
-        snr = self.share[time] / (1 - self.share[time])
-        return snr.clamp(max=most) / (snr + 1 if self.config.diffusion.objective == "v" else snr)
 
 
 def _ssim(images: Tensor, target: Tensor) -> Tensor:
