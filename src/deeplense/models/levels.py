@@ -11,8 +11,8 @@ from deeplense.models.pipeline import noise_levels
 class NoiseLevels(nn.Module):
     """With signal a and noise s of a level, a^2 + s^2 = 1: x_t = a x_0 + s noise, v = a noise - s x_0.
 
-    Images are (B, C, H, W); ``time`` is the number of each image's level, int64, (B,); ``answer`` is what a network says
-    of x_t: the noise, or v.
+    Images are (B, C, H, W); ``time`` is the number of each image's level, int64, (B,); ``answer`` is what a network
+    says of x_t: the noise, or v.
 
     Attributes:
         scheduler: the same levels, as diffusers describes them.
