@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from deeplense import weights
 from deeplense.data.module import LensDataModule
 from deeplense.evaluate.distances import frechet_distance, kernel_distance
 from deeplense.evaluate.generator import features_of, framed
+from deeplense.evaluate.page import plain
 from deeplense.evaluate.scores import classification_scores
 from deeplense.sample import sample
 from deeplense.tasks import DiffusionTask
+from deeplense.tasks.draw import Request, draw
 
 FRAME = ["model.crop=100", "model.size=64"]
 SAMPLERS = {"ddpm": (50, 200), "ddim": (10, 20, 50), "dpm++": (10, 20, 50), "unipc": (10, 20, 50)}
@@ -46,7 +49,7 @@ class Table:
     def __call__(self, group: str, name: str, measure: Any) -> Any:
         rows = self.values.setdefault(group, {})
         if name not in rows:
-            rows[name] = measure()
+            rows[name] = plain(measure())
             self.path.write_text(json.dumps(self.values, indent=1) + "\n")
         print(f"{group}, {name}: {json.dumps(rows[name])[:300]}", flush=True)
         return rows[name]
@@ -72,11 +75,9 @@ def minutes(run: Path) -> float:
         return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
 
 
-def drawn(run: Path, folder: Path, num: int, sampler: str, steps: int, seed: int = 7) -> tuple[dl.LensSet, float]:
-    """Samples on disk, drawn if they are not there, and how many a second (0 if they were)."""
-    start, is_there = time.perf_counter(), folder.is_dir()
-    sample(run, num, folder, sampler=sampler, steps=steps, seed=seed, format="parquet")
-    return dl.read(folder), 0.0 if is_there else num / (time.perf_counter() - start)
+def drawn(run: Path, folder: Path, num: int, sampler: str, steps: int, seed: int = 7) -> dl.LensSet:
+    """Samples on disk, drawn if they are not there."""
+    return dl.read(sample(run, num, folder, sampler=sampler, steps=steps, seed=seed, format="parquet"))
 
 
 def fidelity(
@@ -84,22 +85,21 @@ def fidelity(
 ) -> dict[str, Any]:
     """The whole report of one run, and its scores."""
     name = f"{run.name}-{sampler}-{steps}-{num}"
-    images, _ = drawn(run, work / "samples" / name, num, sampler, steps)
+    images = drawn(run, work / "samples" / name, num, sampler, steps)
     held_out = test.select(np.arange(min(len(test), max(2 * num, 2000))))
     metrics = dl.judge(run, held_out, work / "reports" / name, features=judge, generated=images)
     return {"minutes_of_training": minutes(run), "n": num} | metrics["fidelity"]
 
 
-def speed(
-    run: Path, held: tuple[np.ndarray, np.ndarray], see: Any, work: Path, sampler: str, steps: int
-) -> dict[str, Any]:
-    """Images a second of one sampler, and the distance of its images from held-out ones."""
-    num = 250
-    images, rate = drawn(run, work / "samples" / f"table-{sampler}-{steps}", num, sampler, steps, seed=11)
-    features = see(images.images)[0]
-    distances = {"frechet": frechet_distance(features, held[0]), "kernel": kernel_distance(features, held[0])}
-    floor = {"frechet": frechet_distance(held[1], held[0]), "kernel": kernel_distance(held[1], held[0])}
-    return {"images": num, "images_per_second": rate, **distances, "floor": floor}
+def speed(task: DiffusionTask, held: list[np.ndarray], see: Any, sampler: str, steps: int) -> dict[str, Any]:
+    """Images a second of one sampler, and the distance of the features of its images from those of held-out ones."""
+    num, start = len(held[0]), time.perf_counter()
+    images = draw(task, num, Request(sampler=sampler, steps=steps, seed=11)).images
+    rate, features = num / (time.perf_counter() - start), see(images)[0]
+    found = {"images": num, "images_per_second": rate}
+    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+        found |= {name: distance(features, held[0]), f"{name}_floor": distance(held[1], held[0])}
+    return found
 
 
 def used(parts: list[dl.LensSet], test: dl.LensSet, out: Path, seed: int) -> dict[str, Any]:
@@ -122,8 +122,6 @@ def used(parts: list[dl.LensSet], test: dl.LensSet, out: Path, seed: int) -> dic
 
 def in_frame(images: dl.LensSet, preprocess: Any) -> dl.LensSet:
     """The same set as the generator sees it."""
-    from dataclasses import replace
-
     return replace(images, images=framed(preprocess, images.images))
 
 
@@ -156,12 +154,12 @@ def main() -> None:
             table(
                 "samplers",
                 f"{sampler}, {steps} steps",
-                lambda s=sampler, k=steps: speed(ours, (halves[0], halves[1]), see, work, s, k),
+                lambda s=sampler, k=steps: speed(task, halves, see, s, k),
             )
     few = in_frame(train.select(np.arange(300)), task.preprocess)
     many = in_frame(train.select(np.arange(3000)), task.preprocess)
     others = in_frame(test, task.preprocess)
-    synthetic, _ = drawn(ours, work / "samples" / "use", 3000, "dpm++", 20, seed=13)
+    synthetic = drawn(ours, work / "samples" / "use", 3000, "dpm++", 20, seed=13)
     sets = {
         "1 % (300 simulated)": [few],
         "3,000 generated": [synthetic],
