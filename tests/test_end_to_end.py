@@ -80,6 +80,18 @@ def test_the_demo_finds_rare_lenses(tmp_path, monkeypatch):
     assert (tmp_path / "finder" / "model.safetensors").stat().st_mtime_ns == trained
 
 
+def test_the_demo_draws_new_lenses(tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.CHAPTERS, "diffusion", replace(demo.CHAPTERS["diffusion"], num_test=96))
+    metrics = demo.run(tmp_path, SMALL, progress=False, chapter="diffusion")
+    assert metrics["n"] == 48 and metrics["fidelity"]["scores"]["ring_radius"]["value"] > 0
+    assert (tmp_path / "diffusion" / "samples" / "epoch-0001.png").is_file()
+    page = (tmp_path / "diffusion" / "report.html").read_text()
+    assert "Side by side" in page
+    trained = (tmp_path / "diffusion" / "model.safetensors").stat().st_mtime_ns
+    assert demo.run(tmp_path, SMALL, progress=False, chapter="diffusion")["fidelity"] == metrics["fidelity"]
+    assert (tmp_path / "diffusion" / "model.safetensors").stat().st_mtime_ns == trained
+
+
 def test_scores_on_images_of_training_come_with_a_warning(tmp_path, caplog):
     settings = configs.load("tiny/common-test", [f"out={tmp_path / 'run'}", "train.epochs=1"])
     run = dl.fit(settings, dl.load_data(settings), progress=False)

@@ -17,6 +17,7 @@ from deeplense import config as configs
 from deeplense import train, weights
 from deeplense.data.module import LensDataModule
 from deeplense.data.schema import LensSet
+from deeplense.data.split import stratified_split
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, DeepLenseError
 from deeplense.evaluate.fidelity_report import fidelity_report
@@ -136,10 +137,9 @@ def network_auc(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     images; a tenth of that half chooses the epoch.
     """
     logger.info("training a network to tell %d from %d images", len(a), len(b))
-    rng = np.random.default_rng(seed)
     images, label = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
-    order = rng.permutation(len(images))
-    test, val, fit = np.split(order, [len(order) // 2, len(order) // 2 + len(order) // 20])
+    half, test = stratified_split(label, 0.5, seed, SETS)
+    fit, val = (half[rows] for rows in stratified_split(label[half], 0.1, seed, SETS))
     data = LensDataModule(_set(images[fit], label[fit]), _set(images[val], label[val]), 64, seed)
     stretch = "sqrt" if images.min() >= 0 else "asinh"
     settings = [f"model.stretch={stretch}", "model.width=32", "model.average=none", "augment.quarter_turns=false"]
