@@ -12,11 +12,11 @@ from deeplense import config as configs
 from deeplense import train, weights
 from deeplense.data.module import LensDataModule
 from deeplense.data.transform import Preprocess
-from deeplense.errors import ConfigError, DataError
+from deeplense.errors import ConfigError, DataError, ModelError
 from deeplense.models.pipeline import noise_levels
 from deeplense.tasks.diffusion import DiffusionTask
 from deeplense.tasks.draw import Request, draw
-from toy import lens_set
+from toy import lens_set, write_diffusion, write_folder
 
 
 def make(*overrides, images=None, classes=("no", "sphere", "vort")):
@@ -241,3 +241,16 @@ def test_simulated_images_come_with_the_parameters_that_are_told(tmp_path):
     assert task.network.param_mean[0].item() == pytest.approx(theta_E.mean(), rel=1e-5)
     told = [draw(task, 3, Request(given={"theta_E": value})).images for value in (0.9, 1.6)]
     assert not np.allclose(*told)
+
+
+def test_training_goes_on_from_a_run_of_the_same_shape_only(tmp_path):
+    first = write_diffusion(tmp_path / "first")
+    folder = write_folder(lens_set(60), tmp_path / "images")
+    words = [f"data={folder}", f"init={first}", "optim.lr=1e-30", "train.epochs=1", "train.ema=0", "data.fraction=0.5"]
+    settings = configs.load("tiny/diffusion", [*words, f"out={tmp_path / 'second'}"])
+    run = train.fit(settings, train.load_data(settings), progress=False)
+    before, after = (weights.load(path) for path in (first, run))
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-20) for name in before)
+    other = configs.load("tiny/diffusion", [*words, "diffusion.channels=[8, 24]", f"out={tmp_path / 'third'}"])
+    with pytest.raises(ModelError, match=r"of a UNet diffusion\.channels"):
+        train.fit(other, train.load_data(other), progress=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from deeplense import weights
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
 from deeplense.data.transform import Preprocess
-from deeplense.tasks import LensTask, get
+from deeplense.tasks import Classifier, LensTask, get
 from deeplense.train.start import ALONE, Place, start_from, stored_architecture
 
 
@@ -20,8 +22,10 @@ def build_task(config: Config, data: LensDataModule, place: Place = ALONE) -> Le
         ConfigError, DataError, ModelError: the settings, images and weights do not suit one another.
     """
     task = new_task(config, data, stored_architecture(config))
-    if config.model.init is not None:
+    if config.model.init is not None and isinstance(task, Classifier):
         start_from(task.network, config.model.init, place)
+    elif config.model.init is not None:
+        weights.load_into(task.network, Path(config.model.init))
     if config.train.channels_last:
         task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task
