@@ -139,16 +139,13 @@ def main() -> None:
         trained("diffusion", work / "ours", data, *FRAME),
         trained("brief/diffusion", work / "brief", data, *FRAME),
     )
-    for name, run, num, sampler, steps in (
-        ("ours, dpm++, 20 steps", ours, MANY, "dpm++", 20),
-        ("brief, ddpm, 1000 steps", brief, FEW, "ddpm", 1000),
-        ("ours, ddpm, 1000 steps", ours, FEW, "ddpm", 1000),
-        ("ours, dpm++, 20 steps, as few images", ours, FEW, "dpm++", 20),
-    ):
-        table("fidelity", name, lambda run=run, n=num, s=sampler, k=steps: fidelity(run, test, judge, work, n, s, k))
+    judged = lambda *which: fidelity(*which[:1], test, judge, work, *which[1:])  # noqa: E731
+    table("fidelity", "ours, dpm++, 20 steps", lambda: judged(ours, MANY, "dpm++", 20))
+    table("fidelity", "brief, ddpm, 1000 steps", lambda: judged(brief, FEW, "ddpm", 1000))
+    table("fidelity", "ours, dpm++, 20 steps, as few images", lambda: judged(ours, FEW, "dpm++", 20))
     task = weights.load_task(ours, DiffusionTask)
     see = features_of(judge, task.preprocess)
-    halves = [see(framed(task.preprocess, test.images[start : start + 250]))[0] for start in (0, 250)]
+    halves = [see(framed(task.preprocess, test.images[start : start + 126]))[0] for start in (0, 126)]
     for sampler, all_steps in SAMPLERS.items():
         for steps in all_steps:
             table(
@@ -174,6 +171,7 @@ def main() -> None:
                 parts, others, work / "use" / n.replace(" ", "-").replace("%", "pc"), seed=0
             ),
         )
+    table("fidelity", "ours, ddpm, 1000 steps", lambda: judged(ours, FEW, "ddpm", 1000))
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ def fill(network: nn.Module, given: State, path: Path) -> None:
         shapes = [tuple(state[wrong[0]].shape) if wrong[0] in state else "absent" for state in (given, wanted)]
         raise ModelError(
             f"the weights in {path} do not fit the network: {wrong[0]} is {shapes[0]} there, {shapes[1]} here; choose "
-            "the model.name, model.width (of a UNet diffusion.channels, layers, unshuffle, given) and classes that they "
-            "were trained with"
+            "the model.name, model.width (of a UNet diffusion.channels, layers, unshuffle, given) and classes that "
+            "they were trained with"
         )
     network.load_state_dict(given)
 
