@@ -145,7 +145,7 @@ def test_without_a_classifier_its_parts_are_left_out():
     assert "frechet" not in found["scores"]
     assert found["recovered"] is None
     assert found["memorisation"] is None
-    assert any("--judge" in note for note in found["notes"])
+    assert any("--features" in note for note in found["notes"])
 
 
 def test_a_network_for_pixels_is_asked_once_each_way():

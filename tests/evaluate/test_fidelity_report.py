@@ -92,7 +92,7 @@ def test_bare_minimum_says_what_is_missing(tmp_path):
     assert (
         len(metrics["fidelity"]["notes"]) == text.partition('class="notes"')[2].partition("</ul>")[0].count("<li>") == 4
     )
-    assert "--judge" in text
+    assert "--features" in text
     assert "pixels" in text
     assert not re.search(r"\b(nan|None|inf)\b", text)
 
