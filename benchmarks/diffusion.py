@@ -30,6 +30,7 @@ from deeplense.evaluate.generator import features_of, framed
 from deeplense.evaluate.page import plain
 from deeplense.evaluate.scores import classification_scores
 from deeplense.sample import sample
+from deeplense.simulate.preview import write_grid
 from deeplense.tasks import DiffusionTask
 from deeplense.tasks.draw import Request, draw
 
@@ -120,6 +121,15 @@ def used(parts: list[dl.LensSet], test: dl.LensSet, out: Path, seed: int) -> dic
     return {"images": len(images), "auc_macro": scores["auc_macro"], "accuracy": scores["accuracy"]}
 
 
+def picture(test: dl.LensSet, images: dl.LensSet, path: Path, title: str) -> None:
+    """Held-out and drawn images of each class, one row below the other."""
+    rows = {}
+    for number, name in enumerate(test.classes):
+        for part, how in ((test, "simulated"), (images, "drawn")):
+            rows[f"{name}, {how}"] = part.images[np.flatnonzero(np.asarray(part.label) == number)[:8]]
+    write_grid(list(rows.values()), list(rows), path, title)
+
+
 def in_frame(images: dl.LensSet, preprocess: Any) -> dl.LensSet:
     """The same set as the generator sees it."""
     return replace(images, images=framed(preprocess, images.images))
@@ -130,6 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/diffusion-benchmark"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    pictures = Path(__file__).parents[1] / "docs" / "pictures"
+    parser.add_argument("--picture", type=Path, default=pictures / "diffusion.png")
     args = parser.parse_args()
     work, table = args.work, Table(args.out)
     train, test = simulated(work / "train", 30_000, seed=20), simulated(work / "test", 9_600, seed=21)
@@ -144,6 +156,9 @@ def main() -> None:
     table("fidelity", "brief, ddpm, 1000 steps", lambda: judged(brief, FEW, "ddpm", 1000))
     table("fidelity", "ours, dpm++, 20 steps, as few images", lambda: judged(ours, FEW, "dpm++", 20))
     task = weights.load_task(ours, DiffusionTask)
+    images = drawn(ours, work / "samples" / f"{ours.name}-dpm++-20-{MANY}", MANY, "dpm++", 20)
+    title = "Common Test, 64x64 pixels: held-out images and images drawn in 20 steps, the first of each, not chosen"
+    picture(in_frame(test.select(np.arange(96)), task.preprocess), images, args.picture, title)
     see = features_of(judge, task.preprocess)
     halves = [see(framed(task.preprocess, test.images[start : start + 126]))[0] for start in (0, 126)]
     for sampler, all_steps in SAMPLERS.items():
