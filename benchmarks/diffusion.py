@@ -186,6 +186,7 @@ def main() -> None:
                 parts, others, work / "use" / n.replace(" ", "-").replace("%", "pc"), seed=0
             ),
         )
+    table("fidelity", "ours, dpm++, 50 steps", lambda: judged(ours, MANY, "dpm++", 50))
     table("fidelity", "ours, ddpm, 1000 steps", lambda: judged(ours, FEW, "ddpm", 1000))
 
 
