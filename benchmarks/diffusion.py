@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import deeplense as dl
 from deeplense import weights
@@ -121,6 +124,16 @@ def used(parts: list[dl.LensSet], test: dl.LensSet, out: Path, seed: int) -> dic
     return {"images": len(images), "auc_macro": scores["auc_macro"], "accuracy": scores["accuracy"]}
 
 
+def probed(parts: list[dl.LensSet], test: dl.LensSet, see: Any) -> dict[str, Any]:
+    """The same of a linear classifier on the judge's features, which know substructure already."""
+    points = np.concatenate([see(part.images)[0] for part in parts])
+    label = np.concatenate([part.label for part in parts if part.label is not None])
+    judged = test.select(np.arange(3000))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000)).fit(points, label)
+    scores = classification_scores(classifier.predict_proba(see(judged.images)[0]), judged.label, test.classes, 1000, 0)
+    return {"images": len(points), "auc_macro": scores["auc_macro"], "accuracy": scores["accuracy"]}
+
+
 def picture(test: dl.LensSet, images: dl.LensSet, path: Path, title: str) -> None:
     """Held-out and drawn images of each class, one row below the other."""
     rows = {}
@@ -178,6 +191,8 @@ def main() -> None:
         "1 % and 3,000 generated": [few, synthetic],
         "3,000 simulated": [many],
     }
+    for name, parts in sets.items():
+        table("probe", name, lambda parts=parts: probed(parts, others, see))
     for name, parts in sets.items():
         table(
             "use",
