@@ -169,8 +169,8 @@ def main() -> None:
     table("fidelity", "brief, ddpm, 1000 steps", lambda: judged(brief, FEW, "ddpm", 1000))
     table("fidelity", "ours, dpm++, 20 steps, as few images", lambda: judged(ours, FEW, "dpm++", 20))
     task = weights.load_task(ours, DiffusionTask)
-    images = drawn(ours, work / "samples" / f"{ours.name}-dpm++-20-{MANY}", MANY, "dpm++", 20)
-    title = "Common Test, 64x64 pixels: held-out images and images drawn in 20 steps, the first of each, not chosen"
+    images = drawn(ours, work / "samples" / f"{ours.name}-dpm++-50-{MANY}", MANY, "dpm++", 50)
+    title = "Common Test, 64x64 pixels: held-out images and images drawn in 50 steps, the first of each, not chosen"
     picture(in_frame(test.select(np.arange(96)), task.preprocess), images, args.picture, title)
     see = features_of(judge, task.preprocess)
     halves = [see(framed(task.preprocess, test.images[start : start + 126]))[0] for start in (0, 126)]
