@@ -77,9 +77,9 @@ class Preprocess(nn.Module):
             DataError: all pixels of a channel are equal.
         """
         if self.stretch == "asinh":
-            self.softening = _moments(self._clipped(self.framed(x)) for x in _chunks(images))[1]
+            self.softening = _moments(self._clipped(self.framed(x)) for x in chunks(images))[1]
         summary = _middle if self.scale == "range" else _moments
-        self.mean, self.std = summary(self._prepared(x) for x in _chunks(images))
+        self.mean, self.std = summary(self._prepared(x) for x in chunks(images))
         if constant := torch.nonzero(~(self.std.flatten() > 0)).flatten().tolist():
             where = "of the training images" if len(constant) == images.shape[1] else f"of their channel {constant[0]}"
             raise DataError(f"every pixel {where} has the same value: nothing can be learnt from them")
@@ -280,15 +280,16 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _chunks(images: np.ndarray) -> Iterator[Tensor]:
+def chunks(images: np.ndarray) -> Iterator[Tensor]:
+    """A few images (n, C, H, W) at a time, in order, copied from an array that may be memory-mapped."""
     for start in range(0, len(images), CHUNK):
         yield torch.from_numpy(np.array(images[start : start + CHUNK]))
 
 
-def _moments(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, shape (C, 1, 1) each, summed in float64 about the first chunk's mean."""
     shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
-    for chunk in chunks:
+    for chunk in parts:
         x = chunk.double()
         shift = x.mean(dim=(0, 2, 3), keepdim=True) if shift is None else shift
         total = total + (x - shift).sum(dim=(0, 2, 3))
@@ -301,9 +302,9 @@ def _moments(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     return (shift.flatten() + mean).float()[:, None, None], std.float()[:, None, None]
 
 
-def _middle(chunks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+def _middle(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """Middle and half width of the values' range per channel, shape (C, 1, 1) each."""
-    spans = [torch.stack(torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)) for x in chunks]
+    spans = [torch.stack(torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)) for x in parts]
     if not spans:
         raise DataError("there are no training images to take the range of")
     low, high = torch.stack(spans)[:, 0].amin(0), torch.stack(spans)[:, 1].amax(0)

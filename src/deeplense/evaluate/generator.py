@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from deeplense import train, weights
 from deeplense.data.module import LensDataModule
 from deeplense.data.schema import LensSet
 from deeplense.data.split import stratified_split
-from deeplense.data.transform import Preprocess
+from deeplense.data.transform import Preprocess, chunks
 from deeplense.errors import ConfigError, DeepLenseError
 from deeplense.evaluate.fidelity_report import fidelity_report
 from deeplense.evaluate.fidelity_sets import Features
@@ -28,7 +29,6 @@ from deeplense.tasks import DiffusionTask
 from deeplense.tasks.substructure import SubstructureTask
 
 logger = logging.getLogger(__name__)
-CHUNK = 512  # images at a time
 SETS = ("held-out", "generated")
 
 
@@ -72,7 +72,7 @@ def judge_generator(
 
 def framed(preprocess: Preprocess, images: np.ndarray) -> np.ndarray:
     """The part and size of raw images (N, C, H, W) that a model sees, in the values as read."""
-    parts = [preprocess.framed(chunk).numpy() for chunk in _chunks(images)]
+    parts = [preprocess.framed(chunk).numpy() for chunk in chunks(images)]
     return np.concatenate(parts)
 
 
@@ -123,10 +123,11 @@ def _features(task: SubstructureTask, images: np.ndarray) -> tuple[np.ndarray, n
     layer = task.network.get_submodule(last)
     hook = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].cpu()))
     try:
-        logits = [task.network(task.preprocess.normalised(chunk.to(task.device))).cpu() for chunk in _chunks(images)]
+        logits = [task.network(task.preprocess.normalised(chunk.to(task.device))).cpu() for chunk in chunks(images)]
     finally:
         hook.remove()
-    probs = torch.softmax(torch.cat(logits) / task.calibration.get("temperature", 1.0), dim=1)
+    columns = task.columns(torch.cat(logits))
+    probs = torch.stack([columns[f"p_{name}"] for name in task.classes], dim=1)
     return torch.cat(kept).flatten(1).numpy(), probs.numpy()
 
 
@@ -157,17 +158,13 @@ def _set(images: np.ndarray, label: np.ndarray) -> LensSet:
     return LensSet(images.astype(np.float32), [str(i) for i in range(len(images))], label.astype(np.int64), SETS)
 
 
-class _silent:
-    """The messages of a training that is only a means."""
-
-    def __enter__(self) -> None:
-        self.level = logging.getLogger("deeplense.train").level
-        logging.getLogger("deeplense.train").setLevel(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("deeplense.train").setLevel(self.level)
-
-
-def _chunks(images: np.ndarray) -> list[Tensor]:
-    starts = range(0, len(images), CHUNK)
-    return [torch.from_numpy(np.array(images[start : start + CHUNK])) for start in starts]
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the messages of a training that is only a means."""
+    log = logging.getLogger("deeplense.train")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

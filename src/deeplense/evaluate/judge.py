@@ -68,7 +68,7 @@ def judge(
     run = Path(run)
     task: LensTask = weights.load_task(run)
     card = weights.load_card(run)
-    task.to("cuda" if torch.cuda.is_available() else "cpu")
+    task.to(weights.find_device())
     if isinstance(task, DiffusionTask):
         if prevalence is not None:
             raise ConfigError(f"prevalence={prevalence:g} for a diffusion run: only a finder has one")
