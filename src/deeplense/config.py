@@ -155,6 +155,36 @@ class DiffusionConfig(Section):
     grid_every: Annotated[int, Field(ge=0)] = 5  # epochs between grids of samples in the run folder; 0 = none
 
 
+class PhysicsConfig(Section):
+    """The lens equation in training, for the tasks lens-equation, inversion and physics."""
+
+    # lens-equation: a second head says the deflection at the brightest pixel of the arc.
+    weight: NotNegative = 1.0  # of the lens equation beside the cross-entropy, once it has risen
+    midpoint: Fraction = 0.5  # share of all steps at which the weight has risen by half, along a sigmoid
+    rise: Annotated[float, Field(gt=0)] = 0.1  # share of all steps that the rise takes: the sigmoid's scale
+    against: Literal["auto", "source", "arc"] = "auto"  # the true source position, or what several arc pixels agree on
+    pixels: Annotated[int, Field(ge=2)] = 8  # of the arc that have to agree
+    largest: Annotated[float, Field(gt=0)] = 3.0  # arcsec: the deflection that tanh = 1 means
+    # inversion: a network that measures lens and source; physics trains one first, in inverter/ of its run folder.
+    params: list[str] = [
+        "theta_E", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y",
+        "source_x", "source_y", "R_sersic", "n_sersic", "source_e1", "source_e2", "psf_fwhm",
+    ]  # fmt: skip
+    forward: NotNegative = 0.05  # weight of the rendered mean's misfit beside the likelihood of the truth
+    inverter: str | None = None  # a finished inversion run to use in place of training one
+    inverter_epochs: PositiveInt = 30
+    # The telescope, where neither preset nor data set say it.
+    supersampling: PositiveInt = 2  # rays per pixel and axis
+    psf_radius: PositiveInt = 4  # pixels at which the PSF is cut off
+    background_variance: NotNegative = (
+        0.0  # electrons^2 of sky and read-out in a pixel; 0 = noise is the same everywhere
+    )
+    # physics: what is done to each image before the classifier sees it.
+    steps: Annotated[int, Field(ge=0)] = 12  # of Levenberg-Marquardt, from what the inverter says; 0 = none
+    see: list[Literal["image", "residual", "model", "kappa"]] = ["image", "residual", "kappa"]
+    control: Literal["none", "no-lensing", "shuffled"] = "none"  # alpha = 0, or the residual of another image
+
+
 class OptimConfig(Section):
     """The optimiser and its learning-rate schedule."""
 
@@ -197,6 +227,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     ssim: SsimConfig = SsimConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    physics: PhysicsConfig = PhysicsConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 

@@ -80,12 +80,15 @@ class BlockSampler(Sampler[int]):
 class StreamDataModule(LensDataModule):
     """The images of ``data.path = "preset:NAME"``.
 
+    Args:
+        params: columns of the truth table that batches hold as well.
+
     Raises:
         ConfigError: an unknown preset or fidelity, a number of images that is no multiple of a block, or
             ``data.balanced``.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, params: Sequence[str] = ()) -> None:
         data = config.data
         if data.balanced:
             raise ConfigError(
@@ -105,7 +108,7 @@ class StreamDataModule(LensDataModule):
         # With observed galaxies, those of the validation images are others.
         judge = self._simulator(config, data.strength[-1], "val") if data.galaxies or data.lens_galaxies else last
         val = concatenate(list(judge.stream(VALIDATION_START, VALIDATION_START + data.num_val)))
-        super().__init__(train, val, data.batch_size, config.seed, params=config.diffusion.given)
+        super().__init__(train, val, data.batch_size, config.seed, params=params)
         self.dataset = StreamDataset(self.simulators, data.num, data.fresh, self.params)
 
     @property

@@ -64,6 +64,11 @@ class LensTask(L.LightningModule):
         """How good the network is by what all steps of a validation said; larger is better; selects the checkpoint."""
         raise NotImplementedError
 
+    @classmethod
+    def wanted(cls, config: Config) -> tuple[str, ...]:
+        """Columns of the truth table that batches hold as ``params``."""
+        return ()
+
     def know(self, data: LensDataModule) -> None:
         """Learn what must be known of the training images before training begins."""
 

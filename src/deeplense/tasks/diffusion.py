@@ -41,6 +41,10 @@ class DiffusionTask(LensTask):
         super().__init__(config, classes, in_channels, preprocess, architecture)
         self.levels = NoiseLevels(diffusion.steps, diffusion.schedule, diffusion.objective)
 
+    @classmethod
+    def wanted(cls, config: Config) -> tuple[str, ...]:
+        return tuple(config.diffusion.given)
+
     @property
     def known_classes(self) -> tuple[str, ...]:
         """Those that the network is told."""

@@ -36,14 +36,14 @@ def load_data(config: Config, progress: bool = True) -> LensDataModule:
     if data.path is None:
         raise ConfigError("no images are named: add data=DIR")
     if stream.is_preset(data.path):
-        return stream.StreamDataModule(config)
+        return stream.StreamDataModule(config, get(config.task).wanted(config))
     train, val = _given(data, progress) or _split_off(_read(data.path, "train", data, progress), config)
     if not data.val_of_fraction:
         train = _thinned(train, config)
     for name, part in (("training", train), ("validation", val)):
         counts = ", ".join(f"{count} {label}" for label, count in part.class_counts().items())
         logger.info("%d %s images: %s", len(part), name, counts or "no labels")
-    needs_labels, params = get(config.task).needs_labels, config.diffusion.given
+    needs_labels, params = get(config.task).needs_labels, get(config.task).wanted(config)
     return LensDataModule(
         *(train, val, data.batch_size, config.seed), balanced=data.balanced, needs_labels=needs_labels, params=params
     )
