@@ -166,10 +166,6 @@ class PhysicsConfig(Section):
     pixels: Annotated[int, Field(ge=2)] = 8  # of the arc that have to agree
     largest: Annotated[float, Field(gt=0)] = 3.0  # arcsec: the deflection that tanh = 1 means
     # inversion: a network that measures lens and source; physics trains one first, in inverter/ of its run folder.
-    params: list[str] = [
-        "theta_E", "e1", "e2", "gamma1", "gamma2", "center_x", "center_y",
-        "source_x", "source_y", "R_sersic", "n_sersic", "source_e1", "source_e2", "psf_fwhm",
-    ]  # fmt: skip
     forward: NotNegative = 0.05  # weight of the rendered mean's misfit beside the likelihood of the truth
     inverter: str | None = None  # a finished inversion run to use in place of training one
     inverter_epochs: PositiveInt = 30

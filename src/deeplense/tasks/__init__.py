@@ -7,14 +7,16 @@ from deeplense.tasks.base import LensTask
 from deeplense.tasks.classifier import Classifier
 from deeplense.tasks.diffusion import DiffusionTask
 from deeplense.tasks.finder import FinderTask
+from deeplense.tasks.inversion import InversionTask
 from deeplense.tasks.substructure import SubstructureTask
 
-__all__ = ["TASKS", "Classifier", "DiffusionTask", "LensTask", "get"]
+__all__ = ["TASKS", "Classifier", "DiffusionTask", "InversionTask", "LensTask", "get"]
 
 TASKS: dict[str, type[LensTask]] = {
     "substructure": SubstructureTask,
     "finder": FinderTask,
     "diffusion": DiffusionTask,
+    "inversion": InversionTask,
 }
 
 

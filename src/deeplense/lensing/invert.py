@@ -1,0 +1,82 @@
+"""What a smooth lens says of images: its parameters, and what of each image it cannot explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deeplense.lensing import fit
+from deeplense.lensing.noise import Noise
+from deeplense.lensing.smooth import SmoothLens
+
+# Images at a time: their rays then stay in the cache of a CPU.
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What was found in each image.
+
+    Attributes:
+        parameters: shape (B, P), the columns of ``SmoothLens.names``.
+        covariance: of these by the curvature of chi^2, float64, shape (B, P, P): right where the model is.
+        model: the image of the lens that was found, shape (B, H, W).
+        residual: (image - model) / noise, shape (B, H, W).
+        chi2: mean square of the residual, shape (B,).
+    """
+
+    parameters: Tensor
+    covariance: Tensor
+    model: Tensor
+    residual: Tensor
+    chi2: Tensor
+
+
+def invert(
+    lens: SmoothLens,
+    images: Tensor,
+    start: Tensor,
+    noise: Noise,
+    scatter: Tensor,
+    steps: int = 12,
+    on_chunk: Callable[[int], object] = int,
+) -> Inversion:
+    """Fit a smooth lens to each image, from a first guess.
+
+    The noise of photons is that of what is expected, not of what was counted, since pixels that happen to be dark would
+    count too much. What is expected is at first the smoothed image, then the model: the fit goes on with its noise.
+
+    Args:
+        images: shape (B, H, W).
+        start: parameters, shape (B, P); flux and sky are ignored and solved for.
+        scatter: of the sky, shape (B,).
+        steps: of Levenberg and Marquardt at most; 0 evaluates the guess.
+        on_chunk: is told how many images are done.
+    """
+    parts = []
+    for rows in torch.arange(len(images)).split(CHUNK):
+        parts.append(_invert(lens, images[rows], start[rows], noise, scatter[rows], steps))
+        on_chunk(len(rows))
+    return Inversion(*(torch.cat([getattr(part, name) for part in parts]) for name in Inversion.__dataclass_fields__))
+
+
+def _invert(lens: SmoothLens, images: Tensor, start: Tensor, noise: Noise, scatter: Tensor, steps: int) -> Inversion:
+    sky = images.flatten(1).quantile(0.05, dim=1)[:, None, None]
+    sigma = noise.sigma(F.avg_pool2d(images[:, None] - sky[:, None], 3, 1, 1)[:, 0], scatter)
+    low, high = lens.bounds(start)
+    p = lens.light_up(start.clamp(low, high), images, sigma**-2)
+    found = _fit(lens, images, sigma, p, steps)
+    # Noise of the model, from here on; the fit hardly moves, so that few steps will do.
+    level = found.parameters[:, lens.names.index("sky")][:, None, None]
+    sigma = noise.sigma(images + found.residual * sigma - level, scatter)
+    found = _fit(lens, images, sigma, found.parameters, min(steps, 4))
+    model = images + found.residual * sigma
+    return Inversion(found.parameters, found.covariance, model, -found.residual, found.chi2)
+
+
+def _fit(lens: SmoothLens, images: Tensor, sigma: Tensor, start: Tensor, steps: int) -> fit.Fit:
+    return fit.fit(None, images, sigma, start, steps, linearise=lens.linearise, bounds=lens.bounds(start))

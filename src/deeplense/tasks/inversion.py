@@ -1,0 +1,155 @@
+"""Measuring lenses: parameters with their covariance, by a network, and by a fit that starts from what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplense.config import Config
+from deeplense.data.module import Batch, LensDataModule
+from deeplense.data.transform import chunks, fill_missing
+from deeplense.errors import ConfigError, DataError
+from deeplense.lensing.invert import Inversion, invert
+from deeplense.lensing.noise import corners
+from deeplense.lensing.smooth import NAMES, Camera, SmoothLens
+from deeplense.models import backbone
+from deeplense.models.inverter import Inverter, num_outputs
+from deeplense.tasks.base import Columns, LensTask
+from deeplense.tasks.telescope import Telescope, telescope_of
+
+# What a truth table says of a lens; flux and sky are solved for.
+PARAMS = NAMES[:-2]
+# Pixels of the images that the forward model draws in training: a coarse one costs less than the network.
+COARSE = 50
+
+
+class InversionTask(LensTask):
+    """A network that says a Gaussian over the parameters of a smooth lens, trained on the truth of simulated images.
+
+    Its loss is minus the log-likelihood of the truth plus ``physics.forward`` times ln(1 + chi^2 / N), where chi^2
+    compares the image with the one that the mean parameters predict through lens equation, PSF and noise.
+
+    Attributes:
+        telescope: of the training images.
+    """
+
+    score_name = "log-likelihood of the true parameters"
+    needs_labels = False
+    network: Inverter
+    telescope: Telescope
+
+    @classmethod
+    def wanted(cls, config: Config) -> tuple[str, ...]:
+        return PARAMS
+
+    def build(self, architecture: dict[str, Any] | None) -> nn.Module:
+        _check(self.config, self.in_channels)
+        trunk = backbone.build(self.config.model, self.in_channels, num_outputs(len(PARAMS)), architecture)
+        return Inverter(trunk, len(PARAMS))
+
+    def know(self, data: LensDataModule) -> None:
+        """Mean and scatter of the parameters, and the telescope."""
+        values = torch.from_numpy(data.train_params()).double()
+        if not values.isfinite().all():
+            raise DataError("some training images come without parameters of a lens: leave them out")
+        mean, std = values.mean(0), values.std(0)
+        self.network.mean.copy_(mean)
+        self.network.std.copy_(torch.where(std > 1e-5 * (1 + mean.abs()), std, 0.0))
+        self._set_telescope(telescope_of(data.train, self.config.physics))
+
+    def step(self, batch: Batch, images: Tensor) -> Columns:
+        posterior = self.network.posterior(self.network(self._layout(self.preprocess(images))))
+        truth = self.network.standardised(batch["params"])
+        loss = -posterior.log_prob(truth)
+        columns = {"likelihood": -loss}
+        if self.config.physics.forward:
+            chi2 = self.misfit(self.network.physical(posterior.mean), images)
+            columns["chi2"], loss = chi2, loss + self.config.physics.forward * torch.log1p(chi2)
+        return {"loss": loss, **columns}
+
+    def score(self, validated: Columns) -> float:
+        return validated["likelihood"].mean().item()
+
+    def finish_on(self, data: LensDataModule) -> None:
+        self.calibration = {"telescope": self.telescope.to_dict()}
+
+    # What a trained network is for.
+
+    def guess(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw images (B, C, H, W) -> mean (B, P) and covariance (B, P, P) of PARAMS, in their own units."""
+        posterior = self.network.posterior(self.network(self._layout(self.preprocess(images))))
+        scale, keep = self.network.std[self.network.varying], self.network.varying
+        covariance = torch.zeros(len(images), len(PARAMS), len(PARAMS), device=images.device)
+        covariance[:, keep[:, None], keep] = posterior.covariance_matrix * scale[:, None] * scale
+        return self.network.physical(posterior.mean), covariance
+
+    @torch.inference_mode()
+    def measure(
+        self, images: np.ndarray, steps: int, has_lens: bool = True, on_chunk: Callable[[int], object] = int
+    ) -> Inversion:
+        """Raw images (N, 1, H, W) -> what a smooth lens says of their centre crop, on the CPU; 0 steps: the guess."""
+        self.eval()
+        parts = [self._measure(part.to(self.device), steps, has_lens, on_chunk) for part in chunks(images)]
+        return Inversion(*(torch.cat([getattr(p, n).cpu() for p in parts]) for n in Inversion.__dataclass_fields__))
+
+    def lens(self, shape: tuple[int, int], has_lens: bool = True) -> SmoothLens:
+        """The forward model of images of this many pixels: what never varied in training has its only value."""
+        known = {n: m for n, m, s in zip(PARAMS, self.network.mean.tolist(), self.network.std, strict=True) if s == 0}
+        scope = self._telescope()
+        return SmoothLens(Camera(shape, scope.pixel_scale, scope.supersampling, scope.psf_radius), known, has_lens)
+
+    def framed(self, images: Tensor) -> Tensor:
+        """Raw images (B, 1, H, W) -> the crop that is fitted, at full resolution, (B, H', W')."""
+        crop, (height, width) = self.preprocess.crop, self.preprocess.input_size
+        side = (crop, crop) if crop else (height, width)
+        top, left = ((a - b) // 2 for a, b in zip(images.shape[-2:], side, strict=True))
+        return images[:, 0, top : top + side[0], left : left + side[1]]
+
+    def misfit(self, p: Tensor, images: Tensor) -> Tensor:
+        """chi^2 / N of raw images and the smooth lenses of PARAMS p, on coarse pixels, shape (B,); differentiable."""
+        images = fill_missing(images)
+        framed, scope = self.framed(images), self._telescope()
+        step = max(1, framed.shape[-1] // COARSE)
+        coarse = F.avg_pool2d(framed[:, None], step)[:, 0]
+        camera = Camera((coarse.shape[-2], coarse.shape[-1]), scope.pixel_scale * step, 2, scope.psf_radius)
+        lens = SmoothLens(camera)
+        level, scatter = corners(images[:, 0])
+        sigma = scope.noise.sigma(coarse - level[:, None, None], scatter) / step
+        low, high = lens.bounds(p)
+        full = torch.cat([p, torch.zeros_like(p[:, :2])], 1).clamp(low, high)
+        model = lens.render(lens.light_up(full, coarse, sigma**-2))
+        return ((coarse - model) / sigma).square().mean((1, 2))
+
+    def _measure(self, images: Tensor, steps: int, has_lens: bool, on_chunk: Callable[[int], object]) -> Inversion:
+        images = fill_missing(images)
+        framed = self.framed(images)
+        lens = self.lens((framed.shape[-2], framed.shape[-1]), has_lens)
+        places = [PARAMS.index(name) for name in lens.names[:-2]]
+        start = F.pad(self.guess(images)[0][:, places], (0, 2))
+        return invert(lens, framed, start, self._telescope().noise, corners(images[:, 0])[1], steps, on_chunk)
+
+    def _telescope(self) -> Telescope:
+        if not hasattr(self, "telescope"):
+            self._set_telescope(Telescope(**self.calibration["telescope"]))
+        return self.telescope
+
+    def _set_telescope(self, telescope: Telescope) -> None:
+        self.telescope = telescope
+
+
+def _check(config: Config, in_channels: int) -> None:
+    """Raises ConfigError or DataError for what a lens cannot be measured from."""
+    if in_channels != 1:
+        raise DataError(f"lenses are measured in one band, and these images have {in_channels}")
+    augment = config.augment
+    if augment != type(augment)(noise=augment.noise):
+        raise ConfigError("augment: a change of the image changes the true lens too; for inversion leave all but noise")
+    if config.train.ensemble > 1 or config.train.freeze or config.model.average != "none" or config.data.balanced:
+        raise ConfigError(
+            "train.ensemble, train.freeze, model.average and data.balanced are for tasks that tell classes"
+        )
