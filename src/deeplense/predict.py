@@ -13,7 +13,7 @@ from deeplense import weights
 from deeplense.data.files import check_new_file, replacing
 from deeplense.data.schema import LensSet
 from deeplense.errors import RunError
-from deeplense.tasks import Classifier
+from deeplense.tasks import Reader
 
 
 class Predictor:
@@ -24,7 +24,7 @@ class Predictor:
         card: what ``model.json`` says of it.
     """
 
-    def __init__(self, task: Classifier, card: dict[str, Any]) -> None:
+    def __init__(self, task: Reader, card: dict[str, Any]) -> None:
         self.task, self.card = task, card
 
     @classmethod
@@ -37,7 +37,7 @@ class Predictor:
         Raises:
             RunError: there is no such run, or it is not finished.
         """
-        task = weights.load_task(Path(run), Classifier).to(weights.find_device(device))
+        task = weights.load_task(Path(run), Reader).to(weights.find_device(device))
         return cls(task, weights.load_card(Path(run)))
 
     @property

@@ -21,7 +21,7 @@ from deeplense import config as configs
 from deeplense.data.files import replacing, write_json
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ModelError, RunError
-from deeplense.tasks import TASKS, Classifier, LensTask, get
+from deeplense.tasks import TASKS, Classifier, DiffusionTask, LensTask, get
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 State = dict[str, Tensor]
@@ -88,6 +88,8 @@ def load_task(run: Path, kind: type[T] = LensTask) -> T:  # type: ignore[assignm
     )
     load_into(task.network, run)
     task.calibration = card["calibration"]
+    for name, part in task.parts.items():
+        setattr(task, name, load_task(run / name, part))
     assert isinstance(task, kind)
     return task.eval()
 
@@ -190,8 +192,10 @@ class Served(nn.Module):
 
 
 def _export_onnx(task: LensTask, path: Path) -> None:
-    if not isinstance(task, Classifier):
-        raise ModelError(f"a {task.config.task} run draws images step by step: export it with --format diffusers")
+    if isinstance(task, DiffusionTask):
+        raise ModelError("a diffusion run draws images step by step: export it with --format diffusers")
+    if not isinstance(task, Classifier) or task.parts:
+        raise ModelError(f"a {task.config.task} run fits a lens to each image, which ONNX cannot: use predict")
     task = copy.deepcopy(task).cpu().eval()
     example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent

@@ -97,7 +97,9 @@ class SmoothLens:
 
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Least and largest value of each column, shape (P,)."""
-        pairs = [BOUNDS.get(name, (-torch.inf, torch.inf)) for name in self.names]
+        # A Gaussian narrower than this leaves sampled pixels as they are, so that none shows its width.
+        known = BOUNDS | {"psf_fwhm": (0.8 * self.camera.pixel_scale, BOUNDS["psf_fwhm"][1])}
+        pairs = [known.get(name, (-torch.inf, torch.inf)) for name in self.names]
         low, high = torch.tensor(pairs, dtype=like.dtype, device=like.device).T
         return low, high
 
@@ -159,7 +161,9 @@ class SmoothLens:
         # A source that falls beside the image has no flux that could be told.
         det = (ss * n - s * s).clamp_min(1e-6 * ss * n + torch.finfo(p.dtype).tiny)
         lit = p.clone()
-        lit[:, flux], lit[:, sky] = ((n * sd - s * d) / det).clamp_min(0), (ss * d - s * sd) / det
+        # Not quite 0, where its logarithm has no gradient.
+        least = 1e-6 * data.abs().sum((1, 2))
+        lit[:, flux], lit[:, sky] = torch.maximum((n * sd - s * d) / det, least), (ss * d - s * sd) / det
         return lit
 
     def _profile(self, v: Maps) -> tuple[Tensor, ...]:

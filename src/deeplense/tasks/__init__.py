@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from deeplense.errors import ConfigError, did_you_mean
-from deeplense.tasks.base import LensTask
+from deeplense.tasks.base import LensTask, Reader
 from deeplense.tasks.classifier import Classifier
 from deeplense.tasks.diffusion import DiffusionTask
 from deeplense.tasks.finder import FinderTask
 from deeplense.tasks.inversion import InversionTask
+from deeplense.tasks.physics import PhysicsTask
 from deeplense.tasks.substructure import SubstructureTask
 
-__all__ = ["TASKS", "Classifier", "DiffusionTask", "InversionTask", "LensTask", "get"]
+__all__ = ["TASKS", "Classifier", "DiffusionTask", "InversionTask", "LensTask", "PhysicsTask", "Reader", "get"]
 
 TASKS: dict[str, type[LensTask]] = {
     "substructure": SubstructureTask,
     "finder": FinderTask,
     "diffusion": DiffusionTask,
     "inversion": InversionTask,
+    "physics": PhysicsTask,
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from deeplense.config import Config
 from deeplense.data.module import Batch, LensDataModule
 from deeplense.data.transform import Augment, Preprocess
+from deeplense.errors import ConfigError
 from deeplense.models.ensemble import Ensemble
 from deeplense.tasks.schedule import configure
 
@@ -29,6 +31,8 @@ class LensTask(L.LightningModule):
 
     score_name = "score"  # what the validation score is, for people; larger is better
     needs_labels = True  # whether training makes no sense without classes
+    # Other trained tasks that it works with: the folder inside of the run folder, which is also the attribute's name.
+    parts: ClassVar[Mapping[str, type[LensTask]]] = {}
 
     def __init__(
         self,
@@ -68,6 +72,14 @@ class LensTask(L.LightningModule):
     def wanted(cls, config: Config) -> tuple[str, ...]:
         """Columns of the truth table that batches hold as ``params``."""
         return ()
+
+    @classmethod
+    def prepare(cls, config: Config, data: LensDataModule) -> Preprocess:
+        """What happens to images before the network, fitted to the training images."""
+        _, height, width = data.image_shape
+        model = config.model
+        framing = (model.crop, model.size, model.stretch, model.clip, model.clip_by, model.scale)
+        return Preprocess((height, width), *framing).fit(data.train.images)
 
     def know(self, data: LensDataModule) -> None:
         """Learn what must be known of the training images before training begins."""
@@ -116,3 +128,27 @@ class LensTask(L.LightningModule):
         if self.config.optim.schedule == "plateau":
             plateau: Any = self.lr_schedulers()
             plateau.step(self.trainer.callback_metrics["val_score"])
+
+
+class Reader(LensTask):
+    """A task that says something of images that it is given: a row of a table for each."""
+
+    def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+        """What is said of raw images (N, C, H, W), batch by batch, float32 on the CPU, (B, ...).
+
+        Raises:
+            DataError: the images have another number of channels.
+        """
+        raise NotImplementedError
+
+    def columns(self, output: Tensor) -> Columns:
+        """The columns of the table, by name, from outputs (B, ...)."""
+        raise NotImplementedError
+
+    def retarget(self, prevalence: float) -> None:
+        """Have :meth:`columns` speak of images of which another share is positive.
+
+        Raises:
+            ConfigError: this kind of task has no such share, or it is out of range.
+        """
+        raise ConfigError(f"a {self.config.task} run has no prevalence that could be set: leave it out")

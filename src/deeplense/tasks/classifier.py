@@ -16,13 +16,13 @@ from deeplense.data.schema import LensSet
 from deeplense.data.transform import SYMMETRIES, Preprocess, d4
 from deeplense.errors import ConfigError, DataError
 from deeplense.models import backbone
-from deeplense.tasks.base import Columns, LensTask
+from deeplense.tasks.base import Columns, Reader
 
 logger = logging.getLogger(__name__)
 
 
-class Classifier(LensTask):
-    """A network that reads images; it defines :meth:`build`, :meth:`loss`, :meth:`score` and :meth:`columns`.
+class Classifier(Reader):
+    """A network that tells classes; it defines :meth:`build`, :meth:`loss`, :meth:`score` and :meth:`columns`.
 
     Attributes:
         network: prepared images -> outputs.
@@ -59,18 +59,6 @@ class Classifier(LensTask):
     def calibrate(self, validated: Columns) -> dict[str, Any]:
         """Numbers in plain JSON values that turn outputs into probabilities, found on all validation images."""
         return {}
-
-    def columns(self, output: Tensor) -> Columns:
-        """The columns of the table of predictions, by name, from outputs (B, ...)."""
-        raise NotImplementedError
-
-    def retarget(self, prevalence: float) -> None:
-        """Have :meth:`columns` speak of images of which another share is positive.
-
-        Raises:
-            ConfigError: this kind of task has no such share, or it is out of range.
-        """
-        raise ConfigError(f"a {self.config.task} run has no prevalence that could be set: leave it out")
 
     # What they share.
 
@@ -142,11 +130,7 @@ class Classifier(LensTask):
 
     @torch.inference_mode()
     def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-        """What :meth:`averaged` says of raw images (N, C, H, W), batch by batch, float32 on the CPU.
-
-        Raises:
-            DataError: the images have another number of channels.
-        """
+        """What :meth:`averaged` says of raw images."""
         self._check(images)
         self.eval()
         for start in range(0, len(images), batch_size):

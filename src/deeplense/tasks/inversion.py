@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from deeplense.lensing.noise import corners
 from deeplense.lensing.smooth import NAMES, Camera, SmoothLens
 from deeplense.models import backbone
 from deeplense.models.inverter import Inverter, num_outputs
-from deeplense.tasks.base import Columns, LensTask
+from deeplense.tasks.base import Columns, Reader
 from deeplense.tasks.telescope import Telescope, telescope_of
 
 # What a truth table says of a lens; flux and sky are solved for.
@@ -28,7 +28,7 @@ PARAMS = NAMES[:-2]
 COARSE = 50
 
 
-class InversionTask(LensTask):
+class InversionTask(Reader):
     """A network that says a Gaussian over the parameters of a smooth lens, trained on the truth of simulated images.
 
     Its loss is minus the log-likelihood of the truth plus ``physics.forward`` times ln(1 + chi^2 / N), where chi^2
@@ -79,6 +79,27 @@ class InversionTask(LensTask):
         self.calibration = {"telescope": self.telescope.to_dict()}
 
     # What a trained network is for.
+
+    def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+        """Parameters, their standard deviations and chi^2 / N, (B, 2 P + 1), refined if ``physics.steps`` is not 0."""
+        for start in range(0, len(images), batch_size):
+            yield self.told(self.measure(images[start : start + batch_size], self.config.physics.steps))
+
+    def columns(self, output: Tensor) -> Columns:
+        """A column for each parameter, one with ``_std`` for its standard deviation, and ``chi2``."""
+        values, scatter = output[:, :-1].chunk(2, 1)
+        named = {name: values[:, i] for i, name in enumerate(PARAMS)}
+        return named | {f"{name}_std": scatter[:, i] for i, name in enumerate(PARAMS)} | {"chi2": output[:, -1]}
+
+    def told(self, found: Inversion) -> Tensor:
+        """An inversion as outputs, (B, 2 P + 1); parameters that never varied have a standard deviation of 0."""
+        names = self.lens((1, 1)).names
+        values = self.network.mean.cpu().repeat(len(found.chi2), 1)
+        scatter = torch.zeros_like(values)
+        places = [PARAMS.index(name) for name in names[:-2]]
+        values[:, places] = found.parameters[:, :-2]
+        scatter[:, places] = found.covariance.diagonal(dim1=1, dim2=2)[:, :-2].sqrt().float()
+        return torch.cat([values, scatter, found.chi2[:, None]], 1)
 
     def guess(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw images (B, C, H, W) -> mean (B, P) and covariance (B, P, P) of PARAMS, in their own units."""

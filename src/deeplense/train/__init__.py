@@ -29,6 +29,7 @@ from deeplense.train.ensemble import fit_ensemble
 from deeplense.train.folder import check_free
 from deeplense.train.grid import SampleGrid
 from deeplense.train.load import load_data
+from deeplense.train.physics import fit_physics
 from deeplense.train.start import ALONE, Place, adopt
 
 __all__ = ["build_task", "check_free", "fit", "load_data"]
@@ -45,6 +46,8 @@ def fit(config: Config, data: LensDataModule, progress: bool = True) -> Path:
     config = adopt(config)
     check_free(config)
     fit_run = partial(_fit_run, progress=progress)
+    if config.task == "physics":
+        return fit_physics(config, data, fit_run, progress)
     return fit_run(config, data) if config.train.ensemble == 1 else fit_ensemble(config, data, fit_run)
 
 

@@ -10,7 +10,6 @@ import torch
 from deeplense import weights
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
-from deeplense.data.transform import Preprocess
 from deeplense.tasks import Classifier, LensTask, get
 from deeplense.train.start import ALONE, Place, start_from, stored_architecture
 
@@ -33,10 +32,7 @@ def build_task(config: Config, data: LensDataModule, place: Place = ALONE) -> Le
 
 def new_task(config: Config, data: LensDataModule, architecture: dict[str, Any] | None = None) -> LensTask:
     """The task with random weights: it knows what must be known of the training images."""
-    channels, height, width = data.image_shape
-    model = config.model
-    framing = (model.crop, model.size, model.stretch, model.clip, model.clip_by, model.scale)
-    preprocess = Preprocess((height, width), *framing).fit(data.train.images)
-    task = get(config.task)(config, data.classes, channels, preprocess, architecture)
+    kind = get(config.task)
+    task = kind(config, data.classes, data.image_shape[0], kind.prepare(config, data), architecture)
     task.know(data)
     return task
