@@ -104,12 +104,10 @@ class _State:
 
     def step(self, rows: Tensor) -> Tensor:
         """(J^T J + damping diag(J^T J))^-1 J^T r of some images, shape (B, P)."""
-        normal = self.normal[rows]
-        diagonal = normal.diagonal(dim1=1, dim2=2)
-        # A parameter on which no pixel depends stays where it is.
-        damped = normal + torch.diag_embed(self.damping[rows, None] * diagonal + 1e-12 * diagonal.amax(1, True) + 1e-30)
-        solution, info = torch.linalg.solve_ex(damped, self.gradient[rows, :, None])
-        return torch.where((info == 0)[:, None], solution[:, :, 0], 0.0).to(self.parameters.dtype)
+        normal, scale = _unit(self.normal[rows])
+        damped = normal + torch.diag_embed(self.damping[rows, None].expand_as(scale))
+        solution, info = torch.linalg.solve_ex(damped, (self.gradient[rows] / scale)[:, :, None])
+        return torch.where((info == 0)[:, None], solution[:, :, 0] / scale, 0.0).to(self.parameters.dtype)
 
     def advance(self, rows: Tensor, trial: _State) -> None:
         """Go where it is better, and try smaller steps where it is not."""
@@ -135,11 +133,15 @@ def _inside(p: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
     return p.clone() if bounds is None else p.clamp(*bounds)
 
 
+def _unit(normal: Tensor) -> tuple[Tensor, Tensor]:
+    """J^T J with a diagonal of ones, and the scale of each parameter; one without effect is left to itself."""
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).sqrt()
+    return normal / (scale[:, :, None] * scale[:, None, :]) + torch.diag_embed((diagonal == 0).double()), scale
+
+
 def _covariance(normal: Tensor) -> Tensor:
     """The inverse of the normal matrix; a parameter without effect has infinite scatter."""
-    scale = normal.diagonal(dim1=1, dim2=2).sqrt()
-    has_effect = scale > 0
-    scale = torch.where(has_effect, scale, 1.0)
-    unit = normal / (scale[:, :, None] * scale[:, None, :]) + torch.diag_embed((~has_effect).double())
+    unit, scale = _unit(normal)
     inverse = torch.linalg.pinv(unit, hermitian=True) / (scale[:, :, None] * scale[:, None, :])
-    return inverse + torch.diag_embed(torch.where(has_effect, 0.0, torch.inf))
+    return inverse + torch.diag_embed(torch.where(normal.diagonal(dim1=1, dim2=2) == 0, torch.inf, 0.0))

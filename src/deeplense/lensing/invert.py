@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deeplense.lensing import fit
+from deeplense.lensing.fit import Linearised
 from deeplense.lensing.noise import Noise
-from deeplense.lensing.smooth import SmoothLens
+from deeplense.lensing.smooth import Camera, SmoothLens
 
 # Images at a time: their rays then stay in the cache of a CPU.
 CHUNK = 8
@@ -44,6 +47,7 @@ def invert(
     scatter: Tensor,
     steps: int = 12,
     on_chunk: Callable[[int], object] = int,
+    compile: bool = False,
 ) -> Inversion:
     """Fit a smooth lens to each image, from a first guess.
 
@@ -56,27 +60,51 @@ def invert(
         scatter: of the sky, shape (B,).
         steps: of Levenberg and Marquardt at most; 0 evaluates the guess.
         on_chunk: is told how many images are done.
+        compile: use torch.compile: half a minute of set-up, then four times faster.
     """
+    linearise = _compiled(lens) if compile else lens.linearise
     parts = []
     for rows in torch.arange(len(images)).split(CHUNK):
-        parts.append(_invert(lens, images[rows], start[rows], noise, scatter[rows], steps))
+        parts.append(_invert(lens, linearise, images[rows], start[rows], noise, scatter[rows], steps))
         on_chunk(len(rows))
     return Inversion(*(torch.cat([getattr(part, name) for part in parts]) for name in Inversion.__dataclass_fields__))
 
 
-def _invert(lens: SmoothLens, images: Tensor, start: Tensor, noise: Noise, scatter: Tensor, steps: int) -> Inversion:
+def _invert(
+    lens: SmoothLens,
+    linearise: Linearised,
+    images: Tensor,
+    start: Tensor,
+    noise: Noise,
+    scatter: Tensor,
+    steps: int,
+) -> Inversion:
     sky = images.flatten(1).quantile(0.05, dim=1)[:, None, None]
     sigma = noise.sigma(F.avg_pool2d(images[:, None] - sky[:, None], 3, 1, 1)[:, 0], scatter)
     low, high = lens.bounds(start)
     p = lens.light_up(start.clamp(low, high), images, sigma**-2)
-    found = _fit(lens, images, sigma, p, steps)
+    how: dict[str, Any] = {"linearise": linearise, "bounds": (low, high)}
+    found = fit.fit(None, images, sigma, p, steps, **how)
     # Noise of the model, from here on; the fit hardly moves, so that few steps will do.
     level = found.parameters[:, lens.names.index("sky")][:, None, None]
     sigma = noise.sigma(images + found.residual * sigma - level, scatter)
-    found = _fit(lens, images, sigma, found.parameters, min(steps, 4))
+    found = fit.fit(None, images, sigma, found.parameters, min(steps, 4), **how)
     model = images + found.residual * sigma
     return Inversion(found.parameters, found.covariance, model, -found.residual, found.chi2)
 
 
-def _fit(lens: SmoothLens, images: Tensor, sigma: Tensor, start: Tensor, steps: int) -> fit.Fit:
-    return fit.fit(None, images, sigma, start, steps, linearise=lens.linearise, bounds=lens.bounds(start))
+def _compiled(lens: SmoothLens) -> Linearised:
+    """The same derivatives from compiled code, which is made for a whole chunk: fewer images are filled up to one."""
+    run = _compile(replace(lens.camera, kernel=None), tuple(lens.fixed.items()), lens.has_lens)
+
+    def linearise(p: Tensor) -> tuple[Tensor, Tensor]:
+        number = len(p)
+        image, jacobian = run(torch.cat([p, p[:1].expand(CHUNK - number, -1)]))
+        return image[:number], jacobian[:number]
+
+    return linearise
+
+
+@lru_cache(maxsize=8)
+def _compile(camera: Camera, fixed: tuple[tuple[str, float], ...], has_lens: bool) -> Linearised:
+    return torch.compile(SmoothLens(camera, dict(fixed), has_lens).linearise, dynamic=False)

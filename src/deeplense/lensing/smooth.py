@@ -285,7 +285,8 @@ def _linear_sersic(beta_x: Tensor, beta_y: Tensor, profile: tuple[Tensor, ...], 
     log_peak, b, power, log_unit, R, n, e1, e2, shape2, D, center_x, center_y, n_0, b_n = _image(*scalars)
     dx, dy = beta_x - center_x, beta_y - center_y
     r2, minus, twice = dx * dx + dy * dy, dx * dx - dy * dy, 2 * dx * dy
-    R2 = (((1 + shape2) * r2 - 2 * (e1 * minus + e2 * twice)) / D).clamp_min(light.CORE**2)
+    sharp = ((1 + shape2) * r2 - 2 * (e1 * minus + e2 * twice)) / D
+    R2 = sharp.clamp_min(light.CORE**2)
     log_R2 = torch.log(R2)
     bE = b * torch.exp(log_R2 * power + log_unit)
     S = torch.exp(log_peak - bE)
@@ -293,8 +294,8 @@ def _linear_sersic(beta_x: Tensor, beta_y: Tensor, profile: tuple[Tensor, ...], 
     slopes = {
         "source_x": -by_R2 * 2 * ((1 + shape2) * dx - 2 * (e1 * dx + e2 * dy)) / D,
         "source_y": -by_R2 * 2 * ((1 + shape2) * dy - 2 * (e2 * dx - e1 * dy)) / D,
-        "source_e1": by_R2 * 2 * (e1 * r2 - minus + e1 * R2) / D,
-        "source_e2": by_R2 * 2 * (e2 * r2 - twice + e2 * R2) / D,
+        "source_e1": by_R2 * 2 * (e1 * r2 - minus + e1 * sharp) / D,
+        "source_e2": by_R2 * 2 * (e2 * r2 - twice + e2 * sharp) / D,
         "R_sersic": S * (bE / n - 2) / R,
         "n_sersic": S * (n_0 - bE * (b_n / b - (log_R2 / 2 - torch.log(R)) / (n * n))),
         "flux": S / _image(v["flux"])[0],

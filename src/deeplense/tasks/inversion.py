@@ -19,6 +19,7 @@ from deeplense.lensing.noise import corners
 from deeplense.lensing.smooth import NAMES, Camera, SmoothLens
 from deeplense.models import backbone
 from deeplense.models.inverter import Inverter, num_outputs
+from deeplense.simulate.generate import can_compile
 from deeplense.tasks.base import Columns, Reader
 from deeplense.tasks.telescope import Telescope, telescope_of
 
@@ -26,6 +27,8 @@ from deeplense.tasks.telescope import Telescope, telescope_of
 PARAMS = NAMES[:-2]
 # Pixels of the images that the forward model draws in training: a coarse one costs less than the network.
 COARSE = 50
+# So many images are worth the time that compiling takes.
+MANY = 256
 
 
 class InversionTask(Reader):
@@ -42,6 +45,7 @@ class InversionTask(Reader):
     needs_labels = False
     network: Inverter
     telescope: Telescope
+    _compiles = False
 
     @classmethod
     def wanted(cls, config: Config) -> tuple[str, ...]:
@@ -113,8 +117,12 @@ class InversionTask(Reader):
     def measure(
         self, images: np.ndarray, steps: int, has_lens: bool = True, on_chunk: Callable[[int], object] = int
     ) -> Inversion:
-        """Raw images (N, 1, H, W) -> what a smooth lens says of their centre crop, on the CPU; 0 steps: the guess."""
+        """Raw images (N, 1, H, W) -> what a smooth lens says of their centre crop, on the CPU; 0 steps: the guess.
+
+        With ``data.compile`` many images are fitted by compiled code, where that works.
+        """
         self.eval()
+        self._compiles = self._compiles or (self.config.data.compile and len(images) >= MANY and can_compile())
         parts = [self._measure(part.to(self.device), steps, has_lens, on_chunk) for part in chunks(images)]
         return Inversion(*(torch.cat([getattr(p, n).cpu() for p in parts]) for n in Inversion.__dataclass_fields__))
 
@@ -152,7 +160,8 @@ class InversionTask(Reader):
         lens = self.lens((framed.shape[-2], framed.shape[-1]), has_lens)
         places = [PARAMS.index(name) for name in lens.names[:-2]]
         start = F.pad(self.guess(images)[0][:, places], (0, 2))
-        return invert(lens, framed, start, self._telescope().noise, corners(images[:, 0])[1], steps, on_chunk)
+        noise, scatter = self._telescope().noise, corners(images[:, 0])[1]
+        return invert(lens, framed, start, noise, scatter, steps, on_chunk, self._compiles)
 
     def _telescope(self) -> Telescope:
         if not hasattr(self, "telescope"):
