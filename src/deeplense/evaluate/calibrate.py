@@ -212,3 +212,42 @@ def _log_odds_of(name: str, prevalence: float) -> float:
     if not 0 < prevalence < 1:
         raise DataError(f"{name}={prevalence:g} is out of range; a share of all images lies between 0 and 1")
     return float(logit(prevalence))
+
+
+LEVELS = (0.68, 0.95)
+PER_BIN = 100  # errors that a quantile of 95 % should rest on
+
+
+def fit_intervals(chi2: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+    """How many standard deviations hold 68 % and 95 % of the errors, in bins of like chi^2.
+
+    On exchangeable images such intervals hold what they say, whatever the errors look like: conformal prediction, with
+    the quantile of (n + 1) in place of n.
+
+    Args:
+        chi2: of the images' fits, shape (N,).
+        error: of each parameter over its standard deviation, 0 or more, shape (N, P).
+
+    Returns:
+        Plain JSON values: "edges" of the M bins, M - 1 numbers; "factors" of each level, bin and parameter.
+
+    References: Lei et al., Distribution-Free Predictive Inference for Regression, arXiv:1604.04173, section 2.
+    """
+    bins = int(np.clip(len(chi2) // PER_BIN, 1, 8))
+    edges = np.quantile(chi2, np.linspace(0, 1, bins + 1)[1:-1])
+    place, error = np.searchsorted(edges, chi2), np.minimum(error, np.finfo(np.float32).max)
+    groups = [error[place == b] for b in range(bins)]
+    factors = [[_quantile(group, level).tolist() for group in groups] for level in LEVELS]
+    return {"edges": edges.tolist(), "factors": factors}
+
+
+def _quantile(errors: np.ndarray, level: float) -> np.ndarray:
+    if not len(errors):
+        return np.full(errors.shape[1], np.finfo(np.float32).max)
+    rank = min(int(np.ceil((len(errors) + 1) * level)), len(errors))
+    return np.sort(errors, axis=0)[rank - 1]
+
+
+def interval_factors(chi2: np.ndarray, intervals: Mapping[str, Any]) -> np.ndarray:
+    """By what :func:`fit_intervals` found: factors on the standard deviations of images, (levels, N, P)."""
+    return np.asarray(intervals["factors"])[:, np.searchsorted(intervals["edges"], chi2)]

@@ -70,6 +70,28 @@ def invert(
     return Inversion(*(torch.cat([getattr(part, name) for part in parts]) for name in Inversion.__dataclass_fields__))
 
 
+def evaluate(
+    lens: SmoothLens, images: Tensor, p: Tensor, covariance: Tensor, noise: Noise, scatter: Tensor
+) -> Inversion:
+    """What a guess says of images, without a fit: only flux and sky are solved for; arguments as of :func:`invert`.
+
+    Args:
+        covariance: of the guess without flux and sky, shape (B, P - 2, P - 2).
+    """
+    sigma = noise.sigma(_smoothed(images), scatter)
+    low, high = lens.bounds(p)
+    p = lens.light_up(p.clamp(low, high), images, sigma**-2)
+    model = lens.render(p)
+    residual = (images - model) / noise.sigma(model - p[:, lens.names.index("sky")][:, None, None], scatter)
+    return Inversion(p, F.pad(covariance.double(), (0, 2, 0, 2)), model, residual, residual.square().mean((1, 2)))
+
+
+def _smoothed(images: Tensor) -> Tensor:
+    """Images above their sky, averaged over 3x3 pixels."""
+    sky = images.flatten(1).quantile(0.05, dim=1)[:, None, None]
+    return F.avg_pool2d((images - sky)[:, None], 3, 1, 1)[:, 0]
+
+
 def _invert(
     lens: SmoothLens,
     linearise: Linearised,
@@ -79,8 +101,7 @@ def _invert(
     scatter: Tensor,
     steps: int,
 ) -> Inversion:
-    sky = images.flatten(1).quantile(0.05, dim=1)[:, None, None]
-    sigma = noise.sigma(F.avg_pool2d(images[:, None] - sky[:, None], 3, 1, 1)[:, 0], scatter)
+    sigma = noise.sigma(_smoothed(images), scatter)
     low, high = lens.bounds(start)
     p = lens.light_up(start.clamp(low, high), images, sigma**-2)
     how: dict[str, Any] = {"linearise": linearise, "bounds": (low, high)}

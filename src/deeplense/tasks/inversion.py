@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplense.config import Config
-from deeplense.data.module import Batch, LensDataModule
+from deeplense.data.module import Batch, LensDataModule, param_values
 from deeplense.data.transform import chunks, fill_missing
 from deeplense.errors import ConfigError, DataError
-from deeplense.lensing.invert import Inversion, invert
+from deeplense.evaluate.calibrate import fit_intervals, interval_factors
+from deeplense.lensing.invert import Inversion, evaluate, invert
 from deeplense.lensing.noise import corners
 from deeplense.lensing.smooth import NAMES, Camera, SmoothLens
 from deeplense.models import backbone
@@ -38,13 +40,17 @@ class InversionTask(Reader):
     compares the image with the one that the mean parameters predict through lens equation, PSF and noise.
 
     Attributes:
-        telescope: of the training images.
+        telescope: of the images to measure, where it is another one than in training.
+        known: parameters that are the same in all images to measure, and known: ``{"psf_fwhm": 0.1}``.
+        has_lens: False fits without deflection, alpha = 0: a control.
     """
 
     score_name = "log-likelihood of the true parameters"
     needs_labels = False
     network: Inverter
-    telescope: Telescope
+    telescope: Telescope | None = None
+    known: Mapping[str, float] = MappingProxyType({})
+    has_lens = True
     _compiles = False
 
     @classmethod
@@ -64,7 +70,7 @@ class InversionTask(Reader):
         mean, std = values.mean(0), values.std(0)
         self.network.mean.copy_(mean)
         self.network.std.copy_(torch.where(std > 1e-5 * (1 + mean.abs()), std, 0.0))
-        self._set_telescope(telescope_of(data.train, self.config.physics))
+        self.calibration = {"telescope": telescope_of(data.train, self.config.physics).to_dict()}
 
     def step(self, batch: Batch, images: Tensor) -> Columns:
         posterior = self.network.posterior(self.network(self._layout(self.preprocess(images))))
@@ -80,30 +86,39 @@ class InversionTask(Reader):
         return validated["likelihood"].mean().item()
 
     def finish_on(self, data: LensDataModule) -> None:
-        self.calibration = {"telescope": self.telescope.to_dict()}
+        """How large errors really are: the validation images are measured and compared with their truth."""
+        found = self.measure(data.val.images, self.config.physics.steps)
+        names = self.lens((1, 1)).names[:-2]
+        truth = torch.from_numpy(param_values(data.val, names))
+        error = (found.parameters[:, :-2] - truth).abs() / _scatter(found)
+        self.calibration["intervals"] = fit_intervals(found.chi2.numpy(), error.numpy())
 
     # What a trained network is for.
 
     def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-        """Parameters, their standard deviations and chi^2 / N, (B, 2 P + 1), refined if ``physics.steps`` is not 0."""
+        """What :meth:`told` makes of a measurement with ``physics.steps``."""
         for start in range(0, len(images), batch_size):
             yield self.told(self.measure(images[start : start + batch_size], self.config.physics.steps))
 
     def columns(self, output: Tensor) -> Columns:
-        """A column for each parameter, one with ``_std`` for its standard deviation, and ``chi2``."""
-        values, scatter = output[:, :-1].chunk(2, 1)
-        named = {name: values[:, i] for i, name in enumerate(PARAMS)}
-        return named | {f"{name}_std": scatter[:, i] for i, name in enumerate(PARAMS)} | {"chi2": output[:, -1]}
+        """A column for each parameter, with half of its 68 % (``_std``) and 95 % (``_95``) interval, and ``chi2``."""
+        parts = output[:, :-1].chunk(3, 1)
+        named = {f"{n}{end}": p[:, i] for p, end in zip(parts, ("", "_std", "_95"), strict=True) for i, n in _PLACES}
+        return named | {"chi2": output[:, -1]}
 
     def told(self, found: Inversion) -> Tensor:
-        """An inversion as outputs, (B, 2 P + 1); parameters that never varied have a standard deviation of 0."""
-        names = self.lens((1, 1)).names
+        """Parameters, half of their 68 % and of their 95 % intervals, and chi^2 / N: (B, 3 P + 1).
+
+        The covariance of a fit knows noise, not what a smooth lens cannot describe: the intervals are wider by what
+        errors of validation images with a like chi^2 were. A parameter that never varied in training has one of 0.
+        """
         values = self.network.mean.cpu().repeat(len(found.chi2), 1)
-        scatter = torch.zeros_like(values)
-        places = [PARAMS.index(name) for name in names[:-2]]
+        halves = values.new_zeros(2, *values.shape)
+        places = [PARAMS.index(name) for name in self.lens((1, 1)).names[:-2]]
         values[:, places] = found.parameters[:, :-2]
-        scatter[:, places] = found.covariance.diagonal(dim1=1, dim2=2)[:, :-2].sqrt().float()
-        return torch.cat([values, scatter, found.chi2[:, None]], 1)
+        factors = interval_factors(found.chi2.numpy(), self.calibration["intervals"])
+        halves[:, :, places] = _scatter(found) * torch.from_numpy(factors).to(values)
+        return torch.cat([values, *halves, found.chi2[:, None]], 1)
 
     def guess(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw images (B, C, H, W) -> mean (B, P) and covariance (B, P, P) of PARAMS, in their own units."""
@@ -114,23 +129,22 @@ class InversionTask(Reader):
         return self.network.physical(posterior.mean), covariance
 
     @torch.inference_mode()
-    def measure(
-        self, images: np.ndarray, steps: int, has_lens: bool = True, on_chunk: Callable[[int], object] = int
-    ) -> Inversion:
-        """Raw images (N, 1, H, W) -> what a smooth lens says of their centre crop, on the CPU; 0 steps: the guess.
+    def measure(self, images: np.ndarray, steps: int, on_chunk: Callable[[int], object] = int) -> Inversion:
+        """Raw images (N, 1, H, W) -> what a smooth lens says of their centre crop, on the CPU; 0 steps: the network.
 
         With ``data.compile`` many images are fitted by compiled code, where that works.
         """
         self.eval()
         self._compiles = self._compiles or (self.config.data.compile and len(images) >= MANY and can_compile())
-        parts = [self._measure(part.to(self.device), steps, has_lens, on_chunk) for part in chunks(images)]
+        parts = [self._measure(part.to(self.device), steps, on_chunk) for part in chunks(images)]
         return Inversion(*(torch.cat([getattr(p, n).cpu() for p in parts]) for n in Inversion.__dataclass_fields__))
 
-    def lens(self, shape: tuple[int, int], has_lens: bool = True) -> SmoothLens:
+    def lens(self, shape: tuple[int, int]) -> SmoothLens:
         """The forward model of images of this many pixels: what never varied in training has its only value."""
-        known = {n: m for n, m, s in zip(PARAMS, self.network.mean.tolist(), self.network.std, strict=True) if s == 0}
-        scope = self._telescope()
-        return SmoothLens(Camera(shape, scope.pixel_scale, scope.supersampling, scope.psf_radius), known, has_lens)
+        only = {n: m for n, m, s in zip(PARAMS, self.network.mean.tolist(), self.network.std, strict=True) if s == 0}
+        scope = self.scope
+        camera = Camera(shape, scope.pixel_scale, scope.supersampling, scope.psf_radius)
+        return SmoothLens(camera, only | dict(self.known), self.has_lens)
 
     def framed(self, images: Tensor) -> Tensor:
         """Raw images (B, 1, H, W) -> the crop that is fitted, at full resolution, (B, H', W')."""
@@ -142,7 +156,7 @@ class InversionTask(Reader):
     def misfit(self, p: Tensor, images: Tensor) -> Tensor:
         """chi^2 / N of raw images and the smooth lenses of PARAMS p, on coarse pixels, shape (B,); differentiable."""
         images = fill_missing(images)
-        framed, scope = self.framed(images), self._telescope()
+        framed, scope = self.framed(images), self.scope
         step = max(1, framed.shape[-1] // COARSE)
         coarse = F.avg_pool2d(framed[:, None], step)[:, 0]
         camera = Camera((coarse.shape[-2], coarse.shape[-1]), scope.pixel_scale * step, 2, scope.psf_radius)
@@ -154,22 +168,30 @@ class InversionTask(Reader):
         model = lens.render(lens.light_up(full, coarse, sigma**-2))
         return ((coarse - model) / sigma).square().mean((1, 2))
 
-    def _measure(self, images: Tensor, steps: int, has_lens: bool, on_chunk: Callable[[int], object]) -> Inversion:
+    def _measure(self, images: Tensor, steps: int, on_chunk: Callable[[int], object]) -> Inversion:
         images = fill_missing(images)
-        framed = self.framed(images)
-        lens = self.lens((framed.shape[-2], framed.shape[-1]), has_lens)
+        framed, (mean, covariance) = self.framed(images), self.guess(images)
+        lens = self.lens((framed.shape[-2], framed.shape[-1]))
         places = [PARAMS.index(name) for name in lens.names[:-2]]
-        start = F.pad(self.guess(images)[0][:, places], (0, 2))
-        noise, scatter = self._telescope().noise, corners(images[:, 0])[1]
+        start = F.pad(mean[:, places], (0, 2))
+        noise, scatter = self.scope.noise, corners(images[:, 0])[1]
+        if steps == 0:
+            on_chunk(len(images))
+            return evaluate(lens, framed, start, covariance[:, places][:, :, places], noise, scatter)
         return invert(lens, framed, start, noise, scatter, steps, on_chunk, self._compiles)
 
-    def _telescope(self) -> Telescope:
-        if not hasattr(self, "telescope"):
-            self._set_telescope(Telescope(**self.calibration["telescope"]))
-        return self.telescope
+    @property
+    def scope(self) -> Telescope:
+        """The telescope of the images: that of training, unless another one was set."""
+        return self.telescope or Telescope(**self.calibration["telescope"])
 
-    def _set_telescope(self, telescope: Telescope) -> None:
-        self.telescope = telescope
+
+_PLACES = list(enumerate(PARAMS))
+
+
+def _scatter(found: Inversion) -> Tensor:
+    """Standard deviations of all parameters but flux and sky, float32, (B, P)."""
+    return found.covariance.diagonal(dim1=1, dim2=2)[:, :-2].clamp_min(0).sqrt().float()
 
 
 def _check(config: Config, in_channels: int) -> None:

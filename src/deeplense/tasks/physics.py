@@ -55,7 +55,7 @@ class PhysicsTask(SubstructureTask):
             super().__setattr__(name, value)
 
     def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-        """Logits, then what the inverter says, of raw images (N, 1, H, W): (B, K + 2 P + 1)."""
+        """Logits, then what the inverter says, of raw images (N, 1, H, W): (B, K + 3 P + 1)."""
         self.inverter.to(self.device).eval()
         self.eval()
         for start in range(0, len(images), batch_size):
@@ -87,7 +87,8 @@ def see(
             f"the images have the shape {images.shape[1:]}; lenses are measured in images of {wanted}, as in training"
         )
     physics = config.physics
-    found = inverter.measure(images, physics.steps, physics.control != "no-lensing", on_chunk)
+    inverter.has_lens = physics.control != "no-lensing"
+    found = inverter.measure(images, physics.steps, on_chunk)
     channels = {name: channel(inverter, name, images, found, config) for name in physics.see}
     if physics.control == "shuffled":
         channels = {name: maps if name == "image" else maps.roll(1, 0) for name, maps in channels.items()}
@@ -99,7 +100,7 @@ def channel(inverter: InversionTask, name: str, images: np.ndarray, found: Inver
     if name == "residual":
         return found.residual.clamp(-MOST_SIGMA, MOST_SIGMA)
     if name == "kappa":
-        lens = inverter.lens((found.model.shape[1], found.model.shape[2]), config.physics.control != "no-lensing")
+        lens = inverter.lens((found.model.shape[1], found.model.shape[2]))
         return lens.converge(found.parameters, *lens.camera.grid(1)).clamp(max=MOST_KAPPA)
     shown = inverter.framed(torch.from_numpy(images)) if name == "image" else found.model
     return shown.sign() * shown.abs().sqrt() if config.model.stretch == "sqrt" else shown
