@@ -309,10 +309,22 @@ def _summary(metrics: dict[str, Any]) -> str:
         return _finder_summary(metrics)
     if "fidelity" in metrics:
         return _fidelity_summary(metrics)
+    if "parameters" in metrics:
+        return _measurement_summary(metrics)
     auc, accuracy = metrics["auc_macro"], metrics["accuracy"]
     if auc is None or auc.get("value") is None:
         return f"accuracy {_interval(accuracy)}; the AUC needs images of two classes or more"
     return f"macro AUC {_interval(auc)}, accuracy {_interval(accuracy)} on {metrics['n']} images"
+
+
+def _measurement_summary(metrics: dict[str, Any]) -> str:
+    scores = metrics["parameters"]["theta_E"]["all"]
+    bias, scatter, covered = (scores["bias"]["value"], scores["scatter"]["value"], scores["coverage"])
+    shares = " and ".join(f"{100 * covered[level]['value']:.0f} %" for level in ("0.68", "0.95"))
+    return (
+        f"theta_E: bias {bias:.2f} %, scatter {scatter:.2f} %, {shares} inside of the 68 % and 95 % intervals; chi^2/N "
+        f"{metrics['chi2']['all']['median']['value']:.3f} (median) of {metrics['n']} images"
+    )
 
 
 def _fidelity_summary(metrics: dict[str, Any]) -> str:

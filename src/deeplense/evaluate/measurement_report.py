@@ -33,6 +33,7 @@ def measurement_report(
     pixel_scale: float | None = None,
     deflection: Mapping[str, Any] | None = None,
     controls: Mapping[str, Any] | None = None,
+    wide: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
     bootstrap: int = 1000,
@@ -52,6 +53,7 @@ def measurement_report(
         deflection: by name, RMSE of the deflection in arcsec, shape (N,), as `mass_sheet` measures it: the fit's first,
             then what stands beside it, such as no lensing.
         controls: classifiers beside one another, as `paired.side_by_side` returns them.
+        wide: half of the 95 % intervals by parameter, shape (N,); 1.96 sigma without.
         provenance: what led to this result; nested groups are folded away in the report.
         history: the rows of the run's metrics.csv.
         bootstrap: number of resamples for the intervals.
@@ -67,10 +69,10 @@ def measurement_report(
     label = check_labels(label, len(classes))
     check_lengths(label, names=names, images=images, model_images=model, residuals=residual)
     pictures = {"images": _flat(images), "model": _flat(model), "residual": _flat(residual)}
-    scores = measurement_scores(truth, estimate, sigma, label, classes, chi2, bootstrap, seed)
+    scores = measurement_scores(truth, estimate, sigma, label, classes, chi2, bootstrap, seed, wide)
     scores["deflection"] = deflection_scores(deflection or {}, label, bootstrap, seed)
     metrics = plain({"title": title, **scores, "controls": controls, "provenance": provenance})
-    parts, chi2 = gather(truth, estimate, sigma, label), None if chi2 is None else as_float(chi2)
+    parts, chi2 = gather(truth, estimate, sigma, label, wide), None if chi2 is None else as_float(chi2)
     pixels = None if residual is None else int(np.prod(residual.shape[1:]))
     content = (
         sections.headline_section(metrics),

@@ -163,8 +163,8 @@ def coverage_section(metrics: Mapping[str, Any], parts: Mapping[str, Measured]) 
     """Whether the stated uncertainties can be taken at their word."""
     text = (
         "An interval of 68 % should hold the truth of 68 % of the lenses: fewer means that uncertainties are too "
-        "small, more that they are too large. Intervals are the central ones of a Gaussian; in brackets, 95 % Wilson "
-        "intervals. Pull: (fit\u00a0−\u00a0truth)\u00a0/\u00a0σ."
+        "small, more that they are too large. The table takes intervals as stated, the curves those of a Gaussian of "
+        "this sigma; in brackets, 95 % Wilson intervals. Pull: (fit\u00a0−\u00a0truth)\u00a0/\u00a0σ."
     )
     measured = list(parts.values())
     pictures = [

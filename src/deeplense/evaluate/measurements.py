@@ -65,6 +65,7 @@ class Measured:
         name: as in the truth table.
         truth, estimate, sigma: in the parameter's unit, float64, shape (N,).
         label: class numbers, shape (N,).
+        wide: half of the 95 % interval where it is another one than that of a Gaussian, shape (N,).
     """
 
     name: str
@@ -72,6 +73,7 @@ class Measured:
     estimate: np.ndarray
     sigma: np.ndarray
     label: np.ndarray
+    wide: np.ndarray | None = None
 
     @property
     def is_relative(self) -> bool:
@@ -95,6 +97,12 @@ class Measured:
         """Estimate minus truth, in per cent of the truth where `is_relative`, shape (N,)."""
         return self._relative(self.estimate - self.truth)
 
+    def is_inside(self, level: float) -> np.ndarray:
+        """Whether the truth lies in the stated interval, bool, shape (N,)."""
+        if level == LEVELS[1] and self.wide is not None:
+            return np.abs(self.estimate - self.truth) <= self.wide
+        return np.abs(self.pull) <= norm.ppf((1 + level) / 2)
+
     @property
     def naive_error(self) -> np.ndarray:
         """The same of the naive baseline: whoever says the mean of the whole set for each of its lenses."""
@@ -110,7 +118,11 @@ class Measured:
 
 
 def gather(
-    truth: Mapping[str, Any], estimate: Mapping[str, Any], sigma: Mapping[str, Any], label: Any
+    truth: Mapping[str, Any],
+    estimate: Mapping[str, Any],
+    sigma: Mapping[str, Any],
+    label: Any,
+    wide: Mapping[str, Any] | None = None,
 ) -> dict[str, Measured]:
     """Each estimated parameter with its truth; lenses of which the truth is NaN (null in a table) are left out.
 
@@ -118,17 +130,23 @@ def gather(
         truth, estimate, sigma: by name, shape (N,) each; truths that are not estimated are passed over. A sigma may be
             infinite where nothing was learned.
         label: class numbers, shape (N,).
+        wide: half of the 95 % interval by name, where it is not 1.96 sigma.
 
     Raises:
         DataError: a parameter without truth or sigma, another length, an estimate that is not finite, a sigma that is
             not above 0, or a truth that is not above 0 where errors are relative.
     """
     label = as_float(label).astype(np.int64)
-    return {name: _one(name, truth, estimate, sigma, label) for name in estimate}
+    return {name: _one(name, truth, estimate, sigma, label, wide) for name in estimate}
 
 
 def _one(
-    name: str, truth: Mapping[str, Any], estimate: Mapping[str, Any], sigma: Mapping[str, Any], label: np.ndarray
+    name: str,
+    truth: Mapping[str, Any],
+    estimate: Mapping[str, Any],
+    sigma: Mapping[str, Any],
+    label: np.ndarray,
+    wide: Mapping[str, Any] | None,
 ) -> Measured:
     for what, part in (("truth", truth), ("sigma", sigma)):
         if name not in part:
@@ -138,7 +156,8 @@ def _one(
     is_known = np.isfinite(true)
     if not is_known.any():
         raise DataError(f"{name!r} is estimated, but its truth is not known of a single lens; leave it out")
-    measured = Measured(name, *(values[is_known] for values in (true, fit, error, label)))
+    half = None if wide is None else as_float(wide[name])[is_known]
+    measured = Measured(name, *(values[is_known] for values in (true, fit, error, label)), wide=half)
     _check(measured)
     return measured
 
@@ -162,6 +181,7 @@ def measurement_scores(
     chi2: Any = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    wide: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every score of a measurement, in plain JSON values.
 
@@ -178,12 +198,13 @@ def measurement_scores(
         classes: K names.
         chi2: chi^2 over the number of pixels, shape (N,).
         bootstrap: number of resamples; 0 leaves the intervals out.
+        wide: half of the 95 % interval by name, where it is not 1.96 sigma.
 
     Raises:
         DataError: parts that do not fit together, or values that make no sense.
     """
     label = check_labels(label, len(classes))
-    measured = gather(truth, estimate, sigma, label)
+    measured = gather(truth, estimate, sigma, label, wide)
     if not measured:
         raise DataError("nothing was estimated; give at least one parameter")
     parameters = {
@@ -218,7 +239,7 @@ def _scores_of(part: Measured, bootstrap: int, seed: int) -> Callable[[np.ndarra
         result: dict[str, Any] = {"n": int(chosen.sum())}
         result |= intervals(error[chosen], STATISTICS, part.label[chosen], bootstrap, seed)
         result["naive"] = {name: float(STATISTICS[name](naive[chosen])) for name in ("scatter", "rmse")}
-        result["coverage"] = {str(level): _covered(pull[chosen], level) for level in LEVELS}
+        result["coverage"] = {str(level): _share(part.is_inside(level)[chosen]) for level in LEVELS}
         result["pull"] = {"mean": float(pull[chosen].mean()), "scatter": float(pull[chosen].std())}
         result["catastrophic"] = _share(np.abs(error[chosen]) > CATASTROPHIC) if part.is_relative else None
         return result
@@ -252,10 +273,6 @@ def coverage(pull: np.ndarray, levels: Any) -> np.ndarray:
     """Share of pulls, shape (N,), inside the central interval of a unit Gaussian that holds each level, shape (L,)."""
     reach = norm.ppf((1 + np.asarray(levels, np.float64)) / 2)
     return np.searchsorted(np.sort(np.abs(pull)), reach, side="right") / len(pull)
-
-
-def _covered(pull: np.ndarray, level: float) -> dict[str, float]:
-    return _share(np.abs(pull) <= norm.ppf((1 + level) / 2))
 
 
 def _share(is_so: np.ndarray) -> dict[str, float]:
