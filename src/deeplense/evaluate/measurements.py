@@ -157,7 +157,8 @@ def _one(
     if not is_known.any():
         raise DataError(f"{name!r} is estimated, but its truth is not known of a single lens; leave it out")
     half = None if wide is None else as_float(wide[name])[is_known]
-    measured = Measured(name, *(values[is_known] for values in (true, fit, error, label)), wide=half)
+    known = [values[is_known] for values in (true, fit, error, label)]
+    measured = Measured(name, known[0], known[1], known[2], known[3], half)
     _check(measured)
     return measured
 
