@@ -326,7 +326,7 @@ def _measured(
 
 def _sersic_source(values: Mapping[str, float]) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """The surface brightness of the source on a grid, flux per arcsec^2, and the grid's extent."""
-    x, y, half = values["source_x"], values["source_y"], SOURCE_REACH * values["R_sersic"]
+    x, y, half = values["source_x"], values["source_y"], _source_half(values)
     axis = torch.linspace(-half, half, 121, dtype=torch.float64)
     beta_y, beta_x = torch.meshgrid(axis + y, axis + x, indexing="ij")
     keys = ("R_sersic", "n_sersic", "source_e1", "source_e2", "source_x", "source_y")
@@ -335,13 +335,16 @@ def _sersic_source(values: Mapping[str, float]) -> tuple[np.ndarray, tuple[float
     return light.sersic(beta_x, beta_y, amplitude, *shape)[0].numpy(), (x - half, x + half, y - half, y + half)
 
 
+def _source_half(values: Mapping[str, float]) -> float:
+    """Half the side of the square in which the source is shown or sought, arcsec: not farther than it is magnified."""
+    return float(np.clip(SOURCE_REACH * values["R_sersic"], 0.25 * values["theta_E"], 0.5 * values["theta_E"]))
+
+
 def with_pixels(found: MeasuredLens, cutout: Cutout, lens: SmoothLens) -> MeasuredLens:
     """The same lens with a source on a grid of pixels; sky and lens light are those of the fit."""
     p = torch.tensor([found.values[name] for name in lens.names], dtype=torch.float64)
     behind = torch.from_numpy(found.model) - lens.render(p[None])[0] + found.values["sky"]
-    v = found.values
-    half = float(np.clip(SOURCE_REACH * v["R_sersic"], 0.3 * v["theta_E"], 1.2 * v["theta_E"]))
-    place = (v["source_x"], v["source_y"])
+    half, place = _source_half(found.values), (found.values["source_x"], found.values["source_y"])
     fitted: SourceFit = reconstruct(lens, p, cutout.image - behind, cutout.sigma, place, half, SOURCE_PIXELS)
     used, free = cutout.sigma.isfinite(), fitted.degrees + len(LENS)
     chi2 = fitted.chi2 * int(used.sum()) / max(int(used.sum()) - free, 1.0)

@@ -49,7 +49,8 @@ def measured_lens(
     _show(axes[1], model, extent, "model", "flux / pixel", cmap="inferno", norm=norm)
     _show(axes[2], residual, extent, "residual", "(data − model) / noise", cmap="RdBu_r", vmin=-MOST, vmax=MOST)
     axes[0].contour(is_lost, [0.5], extent=extent, origin="lower", colors="w", linewidths=0.8, linestyles=":")
-    _show(axes[3], source, _widened(source_extent, len(source)), "source", "flux / pixel", cmap="inferno")
+    faint = AsinhNorm(linear_width=max(float(source.max()) / 15, 1e-30), vmin=0, vmax=max(float(source.max()), 1e-30))
+    _show(axes[3], source, _widened(source_extent, len(source)), "source", "flux / pixel", cmap="inferno", norm=faint)
     _show(axes[4], np.log10(np.clip(kappa, 1e-3, None)), extent, "convergence", "log10 κ", cmap="viridis")
     _draw(axes[3], caustics, "caustics")
     _draw(axes[4], critical, "critical curves")
@@ -94,6 +95,10 @@ def _show(axis: Axes, image: np.ndarray, extent: Extent, title: str, unit: str, 
     bar = axis.figure.colorbar(shown, ax=axis, location="bottom", shrink=0.9, aspect=25)
     bar.set_label(unit)
     bar.ax.tick_params(labelsize=7)
+    if isinstance(how.get("norm"), AsinhNorm):  # its own ticks stand on top of one another near 0
+        bar.set_ticks([how["norm"].vmax * f for f in (0, 0.1, 0.3, 1)])
+        bar.ax.xaxis.set_major_formatter("{x:.2g}")
+        bar.ax.minorticks_off()
     axis.set_title(title)
 
 
