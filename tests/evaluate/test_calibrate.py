@@ -14,7 +14,9 @@ from deeplense.evaluate.calibrate import (
     apply_temperature,
     chance_calibration_error,
     expected_calibration_error,
+    fit_intervals,
     fit_temperature,
+    interval_factors,
     prior_shift,
     reliability_curve,
 )
@@ -100,3 +102,55 @@ def test_impossible_priors_are_refused(priors):
 def test_impossible_temperature_is_refused(temperature):
     with pytest.raises(DataError, match="temperature"):
         apply_temperature([[0.0, 1.0]], temperature)
+
+
+def errors(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """chi^2 of fits and errors of two parameters over their standard deviations: Student's t, wider with chi^2."""
+    rng = np.random.default_rng(seed)
+    chi2 = 1 + rng.exponential(0.5, num)
+    width = np.stack([chi2**2, 0.3 * chi2], 1)
+    return chi2, np.abs(rng.standard_t(2.5, (num, 2))) * width
+
+
+def test_intervals_cover_what_they_say_where_standard_deviations_do_not():
+    intervals = fit_intervals(*errors(4000, 0))
+    chi2, error = errors(20_000, 1)
+    factors = interval_factors(chi2, intervals)
+    assert factors.shape == (2, 20_000, 2)
+    # Each of the 8 bins rests on 500 errors, which tell its share of 68 % to 2 %, that of 95 % to 1 %.
+    wide = chi2 > intervals["edges"][5]
+    for level, sigmas, factor in zip((0.68, 0.95), (1.0, 1.96), factors, strict=True):
+        for part in (slice(None), wide, ~wide):
+            np.testing.assert_allclose((error <= factor)[part].mean(0), level, atol=0.045 if level < 0.9 else 0.02)
+        plain = (error <= sigmas).mean(0)
+        assert plain[0] < level - 0.25  # too narrow for the first parameter
+    # One factor for all images covers those of large chi^2 too rarely.
+    flat = fit_intervals(*(column[:150] for column in errors(4000, 0)))
+    assert len(flat["edges"]) == 0
+    assert (error <= interval_factors(chi2, flat)[0])[wide, 0].mean() < 0.5
+
+
+@pytest.mark.parametrize("num", [9, 40])
+def test_few_errors_give_intervals_that_are_rather_too_wide(num):
+    """The (n + 1) of conformal prediction: on average over calibration sets, at least the level is covered."""
+    covered = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        intervals = fit_intervals(np.ones(num), np.abs(rng.standard_t(3, (num, 1))))
+        fresh = np.abs(rng.standard_t(3, (200, 1)))
+        covered.append((fresh <= interval_factors(np.ones(200), intervals)[0]).mean())
+    exact = np.ceil((num + 1) * 0.68) / (num + 1)  # the expected share below that order statistic
+    assert np.mean(covered) == pytest.approx(exact, abs=4 * np.std(covered) / 20)
+
+
+def test_intervals_are_plain_and_survive_infinite_errors():
+    import json
+
+    chi2, error = errors(300, 2)
+    error[::3] = np.inf
+    intervals = fit_intervals(chi2, error)
+    assert json.loads(json.dumps(intervals, allow_nan=False)) == intervals
+    assert np.isfinite(interval_factors(np.array([0.0, 1.3, 1e9]), intervals)).all()
+    # Where no image was like it, nothing is known.
+    same = fit_intervals(np.ones(300), error)
+    assert (interval_factors(np.array([2.0]), same) > 1e30).all()

@@ -75,7 +75,7 @@ def fit(
         rows = state.active.nonzero()[:, 0]
         if not len(rows):
             break
-        trial = _inside(state.parameters[rows] - state.step(rows), bounds)
+        trial = _inside(state.parameters[rows] - state.step(rows, bounds), bounds)
         state.advance(rows, _State.begin(linearise, data[rows], weight[rows], trial))
     number = weight.flatten(1).count_nonzero(1)
     return Fit(state.parameters, state.residual, state.chi2 / number, _covariance(state.normal))
@@ -104,11 +104,13 @@ class _State:
         ones = torch.ones_like(chi2)
         return cls(p, residual, chi2, normal.double(), gradient[:, :, 0].double(), START * ones, ones > 0)
 
-    def step(self, rows: Tensor) -> Tensor:
+    def step(self, rows: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
         """(J^T J + damping diag(J^T J))^-1 J^T r of some images, shape (B, P)."""
-        normal, scale = _unit(self.normal[rows])
+        gradient = self.gradient[rows]
+        free = ~_held(self.parameters[rows], gradient, bounds)
+        normal, scale = _unit(self.normal[rows] * (free[:, :, None] & free[:, None, :]))
         damped = normal + torch.diag_embed(self.damping[rows, None].expand_as(scale))
-        solution, info = torch.linalg.solve_ex(damped, (self.gradient[rows] / scale)[:, :, None])
+        solution, info = torch.linalg.solve_ex(damped, (gradient * free / scale)[:, :, None])
         return torch.where((info == 0)[:, None], solution[:, :, 0] / scale, 0.0).to(self.parameters.dtype)
 
     def advance(self, rows: Tensor, trial: _State) -> None:
@@ -133,6 +135,16 @@ def best(fits: list[Fit]) -> Fit:
 
 def _inside(p: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
     return p.clone() if bounds is None else p.clamp(*bounds)
+
+
+def _held(p: Tensor, gradient: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Which parameters are at a bound that chi^2 wants to leave, bool, (B, P): the others step as if they were fixed.
+
+    A step for all that is cut off at the bound afterwards would be a wrong one for the others.
+    """
+    if bounds is None:
+        return torch.zeros_like(p, dtype=torch.bool)
+    return ((p <= bounds[0]) & (gradient > 0)) | ((p >= bounds[1]) & (gradient < 0))
 
 
 def _unit(normal: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -62,7 +62,8 @@ def invert(
         on_chunk: is told how many images are done.
         compile: use torch.compile: half a minute of set-up, then four times faster.
     """
-    linearise = _compiled(lens) if compile else lens.linearise
+    # Compiled code is kept by the numbers of the camera: a kernel of pixels is none.
+    linearise = _compiled(lens) if compile and lens.camera.kernel is None else lens.linearise
     parts = []
     for rows in torch.arange(len(images)).split(CHUNK):
         parts.append(_invert(lens, linearise, images[rows], start[rows], noise, scatter[rows], steps))
@@ -116,7 +117,7 @@ def _invert(
 
 def _compiled(lens: SmoothLens) -> Linearised:
     """The same derivatives from compiled code, which is made for a whole chunk: fewer images are filled up to one."""
-    run = _compile(replace(lens.camera, kernel=None), tuple(lens.fixed.items()), lens.has_lens)
+    run = _compile(lens.camera, tuple(lens.fixed.items()), lens.has_lens)
 
     def linearise(p: Tensor) -> tuple[Tensor, Tensor]:
         number = len(p)
