@@ -23,6 +23,7 @@ from deeplense.evaluate.explain import heat_maps
 from deeplense.evaluate.fidelity_sets import Features
 from deeplense.evaluate.finder_report import finder_report
 from deeplense.evaluate.generator import features_of, judge_generator
+from deeplense.evaluate.lens_equation import judge_lens_equation
 from deeplense.evaluate.pictures import display_of
 from deeplense.evaluate.report import classification_report
 from deeplense.tasks import Classifier, DiffusionTask, LensTask
@@ -79,7 +80,7 @@ def judge(
         raise ConfigError(f"{run} is a {task.config.task} run: features and generated images are for diffusion runs")
     assert isinstance(task, Classifier)
     report = REPORTS.get(task.config.task, _judge_classifier)
-    if prevalence is not None and (report is _judge_classifier or not 0 < prevalence < 1):
+    if prevalence is not None and (report is not _judge_finder or not 0 < prevalence < 1):
         reason = "the share of lenses lies between 0 and 1" if report is _judge_finder else "only a finder has one"
         raise ConfigError(f"prevalence={prevalence:g} for a {task.config.task} run: {reason}")
     warn_if_seen(card, lens_set)
@@ -159,7 +160,7 @@ def _judge_finder(
 
 
 # By the name of the task; what is not here is judged as a classifier.
-REPORTS: dict[str, Callable[..., dict[str, Any]]] = {"finder": _judge_finder}
+REPORTS: dict[str, Callable[..., dict[str, Any]]] = {"finder": _judge_finder, "lens-equation": judge_lens_equation}
 
 
 def warn_if_seen(card: Mapping[str, Any], lens_set: LensSet) -> None:

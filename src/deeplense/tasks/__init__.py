@@ -7,6 +7,7 @@ from deeplense.tasks.base import LensTask
 from deeplense.tasks.classifier import Classifier
 from deeplense.tasks.diffusion import DiffusionTask
 from deeplense.tasks.finder import FinderTask
+from deeplense.tasks.lens_equation import LensEquationTask
 from deeplense.tasks.substructure import SubstructureTask
 
 __all__ = ["TASKS", "Classifier", "DiffusionTask", "LensTask", "get"]
@@ -14,6 +15,7 @@ __all__ = ["TASKS", "Classifier", "DiffusionTask", "LensTask", "get"]
 TASKS: dict[str, type[LensTask]] = {
     "substructure": SubstructureTask,
     "finder": FinderTask,
+    "lens-equation": LensEquationTask,
     "diffusion": DiffusionTask,
 }
 
