@@ -117,3 +117,11 @@ def test_brief_finder_is_the_brief():
     assert (brief.model.name, brief.train.epochs, brief.optim.name, brief.optim.lr) == ("brief-cnn", 5, "adam", 1e-3)
     assert brief.data.balanced != brief.loss.class_weights, "one remedy for rare classes, not two"
     assert (brief.optim.schedule, brief.train.export) == ("constant", ["json"])
+
+
+def test_brief_physics_is_the_brief():
+    brief = config.load("brief/physics")
+    assert (brief.model.name, brief.model.pretrained, brief.model.size) == ("microsoft/resnet-50", True, 128)
+    assert (brief.data.fraction, brief.data.batch_size, brief.train.epochs) == (0.1, 32, 25)
+    assert (brief.optim.name, brief.optim.lr, brief.optim.schedule) == ("adam", 1e-4, "constant")
+    assert brief.augment == config.load("brief/substructure").augment

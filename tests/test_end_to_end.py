@@ -17,13 +17,14 @@ from deeplense.simulate.stream import simulated_set
 from toy import finder_set, write_folder
 
 FEW = ["data.num=96", "data.num_val=48", "data.batch_size=24", "data.strength=[1.0]"]
-# The JSON of a ResNet-50 has 580 MB: that export is tested on the tiny form of the brief's config.
-SMALL = [*FEW, "train.epochs=1", "train.export=[]", "data.compile=false"]
+# The JSON of a ResNet-50 has 580 MB: that export is tested on the tiny form of the brief's config. Tests reach no hub.
+SMALL = [*FEW, "train.epochs=1", "train.export=[]", "data.compile=false", "model.pretrained=false"]
 
 
 PRESETS = {
     "substructure": ("common-test", "published"),
     "finder": ("hsc-gri", "physical"),
+    "lens-equation": ("common-test", "published"),
     "diffusion": ("common-test", "published"),
 }
 CLASSES = {"substructure": ["no", "sphere", "vort"], "finder": ["nonlens", "lens"]}

@@ -41,7 +41,7 @@ def finder_set(num: int, seed: int = 0, size: int = 24, channels: int = 1, one_i
 
 
 # Images that suit each task.
-SETS = {"substructure": lens_set, "finder": finder_set}
+SETS = {"substructure": lens_set, "finder": finder_set, "lens-equation": lens_set}
 
 
 def finder_data(num: int = 96, batch_size: int = 16, balanced: bool = False, **options: int) -> LensDataModule:

@@ -30,6 +30,8 @@ def test_every_classifier_has_images_here():
 @pytest.mark.parametrize("ensemble", [1, 2])
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_classifier_keeps_the_contract(name, ensemble, loss):
+    if name == "lens-equation" and ensemble > 1:
+        pytest.skip("two heads have no ensemble: tests/tasks/test_lens_equation.py")
     task = make(name, loss=loss, train={**tiny("unused").train.model_dump(), "ensemble": ensemble})
     images = SETS[name](12)
     batch = LensDataset(images).__getitems__(range(12))

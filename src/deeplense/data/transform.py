@@ -155,12 +155,24 @@ class Augment(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        images = _randomly_turned(images, self.config.flips, self.config.quarter_turns)
+        return self.traced(images)[0]
+
+    def traced(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Changed images (B, C, H, W), and where each has moved what it shows, (B, 2, 3).
+
+        What was at (x, y) about the middle of the image is now at M (x, y, 1), in pixels. Mirrorings, quarter turns and
+        affine changes are traced, ``shift`` and ``crop`` are not.
+        """
+        images, element = _randomly_turned(images, self.config.flips, self.config.quarter_turns)
+        moved = F.pad(d4_matrices().to(images.device)[element], (0, 1))
         if self.config.shift:
             images = _randomly_shifted(images, self.config.shift)
         if self.kornia is not None:
             images = self.kornia(fill_missing(images))  # interpolation would spread NaN
-        return _with_noise(fill_missing(images), self.config.noise) if self.config.noise else images
+            if _is_affine(self.config):
+                affine: Any = next(self.kornia.children())
+                moved = _then(moved, affine.transform_matrix, images.shape)
+        return (_with_noise(fill_missing(images), self.config.noise) if self.config.noise else images), moved
 
 
 def fill_missing(images: Tensor) -> Tensor:
@@ -202,8 +214,17 @@ def d4(images: Tensor, element: int) -> Tensor:
     return torch.rot90(images, element & 3, dims=(-2, -1))
 
 
-def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> Tensor:
-    """A random symmetry for each image: of the square, or only mirrorings, or only turns."""
+def d4_matrices() -> Tensor:
+    """How each symmetry of :func:`d4` moves positions (x, y) about the middle of the image, (8, 2, 2).
+
+    With x along the columns and y along the rows, a quarter turn brings (x, y) to (y, -x).
+    """
+    turns = torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]]])
+    return torch.cat([turns, turns * torch.tensor([-1.0, 1.0])])  # mirrored first: x changes its sign
+
+
+def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> tuple[Tensor, Tensor]:
+    """A random symmetry for each image, of the square, or only mirrorings, or only turns; and which, (B,)."""
     allowed = [
         e for e in range(8) if (flips or not e & 4) and (quarter_turns or not e & 1) and (flips or quarter_turns)
     ]
@@ -212,12 +233,21 @@ def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> Tensor
             f"augment.quarter_turns needs square images, these are {tuple(images.shape[-2:])}; switch it off"
         )
     if not allowed:
-        return images
+        return images, torch.zeros(len(images), dtype=torch.int64, device=images.device)
     choice = torch.randint(len(allowed), (len(images),)).to(images.device)
     turned = torch.empty_like(images)
     for i, element in enumerate(allowed):
         turned[choice == i] = d4(images[choice == i], element)
-    return turned
+    return turned, torch.tensor(allowed, device=images.device)[choice]
+
+
+def _then(moved: Tensor, matrix: Tensor, shape: torch.Size) -> Tensor:
+    """``moved`` (B, 2, 3) and then moved by kornia's matrices (B, 3, 3), which count pixels from the corner."""
+    middle = torch.tensor([(shape[-1] - 1) / 2, (shape[-2] - 1) / 2]).to(matrix)
+    linear = matrix[:, :2, :2]
+    offset = (linear * middle).sum(dim=-1) + matrix[:, :2, 2] - middle
+    both = (linear[..., None] * moved[:, None]).sum(dim=2)  # a product of matrices would be of half precision on a GPU
+    return both + F.pad(offset[..., None], (2, 0))
 
 
 def _randomly_shifted(images: Tensor, most: int) -> Tensor:
@@ -237,9 +267,13 @@ def _with_noise(images: Tensor, most: float) -> Tensor:
     return images + sigma * torch.randn(images.shape).to(images)
 
 
+def _is_affine(config: AugmentConfig) -> bool:
+    return bool(config.degrees or config.translate or config.shear) or config.scale != (1.0, 1.0)
+
+
 def _kornia(config: AugmentConfig) -> nn.Module | None:
     """Affine, crop and blur as kornia modules; None when all are off, for kornia takes a second to import."""
-    affine = bool(config.degrees or config.translate or config.shear) or config.scale != (1.0, 1.0)
+    affine = _is_affine(config)
     crop = config.crop != (1.0, 1.0)
     if not (affine or crop or config.blur):
         return None

@@ -68,7 +68,8 @@ def _task_maps(task: Classifier, images: Tensor, target: int | None, layer: str 
     """The mean map over the symmetries that the task averages over, laid over the raw images, (B, H, W)."""
     images = images.to(task.device)
     with torch.no_grad(), evaluating(task):
-        prepared, chosen = task.preprocess(images), choose(task.averaged(images), target)
+        prepared = task.preprocess(images)
+        chosen = choose(task.averaged(images)[:, : len(task.classes)], target)  # no class: what is said besides
     maps = [
         _turned_back(grad_cam(task.network, d4(prepared, element), chosen, layer, method), element)
         for element in SYMMETRIES[task.config.model.average]

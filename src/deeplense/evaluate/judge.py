@@ -24,6 +24,7 @@ from deeplense.evaluate.fidelity_sets import Features
 from deeplense.evaluate.finder_report import finder_report
 from deeplense.evaluate.generator import features_of, judge_generator
 from deeplense.evaluate.inversion import MEASUREMENT, has_truth, judge_inversion
+from deeplense.evaluate.lens_equation import judge_lens_equation
 from deeplense.evaluate.pictures import display_of
 from deeplense.evaluate.report import classification_report
 from deeplense.tasks import Classifier, DiffusionTask, InversionTask, LensTask
@@ -176,7 +177,11 @@ def _judge_physics(
 
 
 # By the name of the task; what is not here is judged as a classifier.
-REPORTS: dict[str, Callable[..., dict[str, Any]]] = {"finder": _judge_finder, "physics": _judge_physics}
+REPORTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "finder": _judge_finder,
+    "physics": _judge_physics,
+    "lens-equation": judge_lens_equation,
+}
 
 
 def warn_if_seen(card: Mapping[str, Any], lens_set: LensSet) -> None:

@@ -35,6 +35,7 @@ def classification_report(
     history: Sequence[Mapping[str, Any]] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    losses: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """Judge a classifier's output, and write `metrics.json` and `report.html` into `out`.
 
@@ -51,6 +52,7 @@ def classification_report(
         provenance: what led to this result; nested groups are folded away in the report.
         history: the rows of the run's metrics.csv.
         bootstrap: number of resamples for the intervals.
+        losses: parts of the loss that the network was trained with, and their means; None where there is none.
 
     Returns:
         The metrics, in plain JSON values, as written.
@@ -66,12 +68,12 @@ def classification_report(
     unscaled = classification_scores(before, label, classes, bootstrap=0, seed=seed)
     metrics = plain(
         {"title": title, **scores, "calibration": _compared(unscaled, scores, temperature), "provenance": provenance}
-    )
+    ) | ({} if losses is None else {"losses": plain(losses)})
     sections = (
         headline_section(metrics),
         class_section(metrics, after, label),
         calibration_section(metrics, before, after, label),
-        training_section(history or ()),
+        training_section(history or (), losses),
         mistakes_section(after, label, classes, images, names),
         provenance_section(provenance) if provenance else None,
     )
@@ -189,15 +191,21 @@ def calibration_section(
     return Section("Calibration", text, tables=[table], figures=[Picture(figure, caption)])
 
 
-def training_section(history: Sequence[Mapping[str, Any]]) -> Section | None:
-    """Losses and scores by epoch; None where the history holds neither."""
+def training_section(
+    history: Sequence[Mapping[str, Any]], losses: Mapping[str, float | None] | None = None
+) -> Section | None:
+    """Losses and scores by epoch, and what parts the loss has on the judged images; None without any of them."""
     captions = {
         "loss": "Loss at the end of each epoch.",
         "score": "Scores at the end of each epoch.",
     }
     drawn = {quantity: plots.learning_curves(history, quantity) for quantity in captions}
     figures = [Picture(figure, captions[quantity]) for quantity, figure in drawn.items() if figure]
-    return Section("Training", figures=figures) if figures else None
+    stats = [
+        stat(f"Loss: {name}", None if mean is None else {"value": mean, "low": None})
+        for name, mean in (losses or {}).items()
+    ]
+    return Section("Training", stats=stats, figures=figures) if figures or stats else None
 
 
 def mistakes_section(

@@ -8,6 +8,7 @@ from deeplense.tasks.classifier import Classifier
 from deeplense.tasks.diffusion import DiffusionTask
 from deeplense.tasks.finder import FinderTask
 from deeplense.tasks.inversion import InversionTask
+from deeplense.tasks.lens_equation import LensEquationTask
 from deeplense.tasks.physics import PhysicsTask
 from deeplense.tasks.substructure import SubstructureTask
 
@@ -16,6 +17,7 @@ __all__ = ["TASKS", "Classifier", "DiffusionTask", "InversionTask", "LensTask", 
 TASKS: dict[str, type[LensTask]] = {
     "substructure": SubstructureTask,
     "finder": FinderTask,
+    "lens-equation": LensEquationTask,
     "diffusion": DiffusionTask,
     "inversion": InversionTask,
     "physics": PhysicsTask,

@@ -105,6 +105,8 @@ class LensTask(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         validated = self._gathered()
         self.log("val_loss", validated["loss"].mean())
+        for part in [name for name in validated if name.endswith("_loss")]:
+            self.log(f"val_{part}", validated[part].nanmean())  # NaN where an image has no such loss
         self.log("val_score", self.score(validated))
 
     def _gathered(self) -> Columns:

@@ -112,5 +112,9 @@ def _check(config: Config) -> None:
         raise ConfigError("train.ensemble, train.freeze and init are not for task=physics: it has physics.inverter=RUN")
     if config.model.clip is not None or config.model.stretch == "asinh":
         raise ConfigError("task=physics compares pixels with their noise: leave model.clip out, model.stretch=sqrt")
+    if config.physics.control == "no-lensing" and "kappa" in config.physics.see:
+        raise ConfigError(
+            'physics.control=no-lensing: without a lens there is no kappa; physics.see=["image","residual"]'
+        )
     if len(set(config.physics.see)) != len(config.physics.see) or not config.physics.see:
         raise ConfigError(f"physics.see={config.physics.see}: name one or more of image, residual, model, kappa, once")

@@ -1,14 +1,15 @@
-"""Optimisers and learning-rate schedules, by name."""
+"""Optimisers and learning-rate schedules, by name; and how the weight of a part of a loss rises."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from scipy.special import expit
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from deeplense.config import OptimConfig
+from deeplense.config import OptimConfig, PhysicsConfig
 
 
 def configure(config: OptimConfig, network: nn.Module, steps: int) -> dict[str, Any]:
@@ -47,3 +48,8 @@ def factor(config: OptimConfig, step: int, steps: int) -> float:
     if config.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * min((step - rise) / max(steps - rise, 1), 1.0)))
+
+
+def rising_weight(physics: PhysicsConfig, share: float) -> float:
+    """The weight of the lens equation after a share of all steps: a sigmoid."""
+    return float(physics.weight * expit((share - physics.midpoint) / physics.rise))

@@ -104,7 +104,9 @@ class Keeper(Checkpoint):
         )
 
     def _row(self, trainer: L.Trainer) -> dict[str, float]:
-        metrics = {name: trainer.callback_metrics[name].item() for name in ("train_loss", "val_loss", "val_score")}
+        logged = trainer.callback_metrics
+        parts = [name for name in logged if name.startswith("val_") and name not in ("val_loss", "val_score")]
+        metrics = {name: logged[name].item() for name in ("train_loss", "val_loss", "val_score", *parts)}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         seconds = round(time.monotonic() - self.began, 2)
         return {"epoch": trainer.current_epoch + 1, **metrics, "lr": rate, "seconds": seconds}
