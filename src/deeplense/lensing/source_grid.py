@@ -319,7 +319,7 @@ class LinearSystem:
 
     def evidence(self, strength: float) -> tuple[Array, float]:
         """Most probable source, and ln P(d | strength) where d has unit noise."""
-        factor, source, log_det = self.factorised(strength)
+        _, source, log_det = self.factorised(strength)
         misfit = np.square(self.data - self.response @ source).sum() + strength * source @ self.prior.matrix @ source
         volume = log_det - len(source) * math.log(strength) - self.prior.log_det
         return source, -0.5 * float(misfit + volume + len(self.data) * math.log(2 * math.pi))
