@@ -178,6 +178,33 @@ def predict(
 
 
 @app.command()
+def fit(
+    run: Annotated[str, typer.Argument(help="An inversion or physics run that says where to begin, or none")],
+    image: Annotated[Path, typer.Argument(help="FITS or .npy, one band, the lens in the middle")],
+    pixel_scale: Annotated[float | None, typer.Option(help="arcsec; that of the file if it has coordinates")] = None,
+    psf: Annotated[str | None, typer.Option(help="FITS file of the PSF, as psf.fits or psf.fits[NAME]")] = None,
+    psf_fwhm: Annotated[float | None, typer.Option(help="arcsec, of a Gaussian PSF in place of a file")] = None,
+    noise_map: Annotated[Path | None, typer.Option(help="Standard deviation of each pixel")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Image that is not 0 where pixels do not count")] = None,
+    mask_radius: Annotated[float, typer.Option(help="arcsec about the middle that do not count: lens light")] = 0.0,
+    outer_radius: Annotated[float | None, typer.Option(help="arcsec beyond which no pixel counts")] = None,
+    lens_light: Annotated[bool, typer.Option("--lens-light", help="Fit the light of the lens as well")] = False,
+    source: Annotated[str, typer.Option(help="sersic, or pixels for a source on a grid")] = "sersic",
+    out: Annotated[Path, typer.Option(help="New folder for lens.json, lens.fits and lens.png")] = Path("lens"),
+) -> None:
+    """Measure the lens in an image: a mass model with uncertainties, and pictures of it."""
+    from deeplense.measure import measure
+
+    about: dict[str, Any] = {"pixel_scale": pixel_scale, "psf": psf, "psf_fwhm": psf_fwhm, "noise_map": noise_map}
+    where: dict[str, Any] = {"mask": mask, "mask_radius": mask_radius, "outer_radius": outer_radius}
+    begin = None if run == "none" else Path(run)
+    found = measure(begin, image, out, **about, **where, lens_light=lens_light, source=source)
+    values, std = found.values, found.std
+    print(f"theta_E = {values['theta_E']:.4f} +- {std['theta_E']:.4f} arcsec, chi^2 per degree {found.chi2:.3f}")
+    print(f"mass model and pictures: {out}")
+
+
+@app.command()
 def sample(
     run: Run,
     num: Annotated[int, typer.Option(help="How many images")] = 64,
@@ -309,10 +336,22 @@ def _summary(metrics: dict[str, Any]) -> str:
         return _finder_summary(metrics)
     if "fidelity" in metrics:
         return _fidelity_summary(metrics)
+    if "parameters" in metrics:
+        return _measurement_summary(metrics)
     auc, accuracy = metrics["auc_macro"], metrics["accuracy"]
     if auc is None or auc.get("value") is None:
         return f"accuracy {_interval(accuracy)}; the AUC needs images of two classes or more"
     return f"macro AUC {_interval(auc)}, accuracy {_interval(accuracy)} on {metrics['n']} images"
+
+
+def _measurement_summary(metrics: dict[str, Any]) -> str:
+    scores = metrics["parameters"]["theta_E"]["all"]
+    bias, scatter, covered = (scores["bias"]["value"], scores["scatter"]["value"], scores["coverage"])
+    shares = " and ".join(f"{100 * covered[level]['value']:.0f} %" for level in ("0.68", "0.95"))
+    return (
+        f"theta_E: bias {bias:.2f} %, scatter {scatter:.2f} %, {shares} inside of the 68 % and 95 % intervals; chi^2/N "
+        f"{metrics['chi2']['all']['median']['value']:.3f} (median) of {metrics['n']} images"
+    )
 
 
 def _fidelity_summary(metrics: dict[str, Any]) -> str:

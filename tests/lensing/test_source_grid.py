@@ -152,9 +152,8 @@ def true_source(grid: SourceGrid) -> np.ndarray:
     """The Sersic profile at the grid's values, each the mean over its pixel."""
     fine = 9
     left, right, bottom, top = grid.extent
-    n = grid.num_pix * fine
-    x = left + (np.arange(n) + 0.5) * (right - left) / n
-    y = bottom + (np.arange(n) + 0.5) * (top - bottom) / n
+    n, step = grid.num_pix * fine, grid.spacing / fine
+    x, y = (low - grid.spacing / 2 + (np.arange(n) + 0.5) * step for low in (left, bottom))
     theta = torch.meshgrid(torch.from_numpy(y), torch.from_numpy(x), indexing="ij")
     amplitude, R, n_sersic, *shape = SKY.lens._profile(SKY.lens.values(SKY.p))
     values = sersic(theta[1], theta[0], amplitude, R, n_sersic, *shape)[0].numpy()
@@ -200,7 +199,7 @@ def test_refinement_finds_the_lens():
     frame = SKY.frame(0.15, seed=5)
     scale = np.array([0.005, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005])
     start = LENS + scale * np.array([3, -2, 2, 2, -2, 1, -1])
-    found = refine(frame, SKY.trace, start, scale, num_pix=20)
+    found = refine(frame, SKY.trace, start, scale, (LENS - 0.3, LENS + 0.3), num_pix=20)
     std = np.sqrt(np.diag(found.covariance))
     assert np.abs(found.parameters - LENS)[0] < 0.01
     assert (np.abs(found.parameters - LENS) < 4 * std + 1e-3).all()

@@ -23,9 +23,10 @@ from deeplense.evaluate.explain import heat_maps
 from deeplense.evaluate.fidelity_sets import Features
 from deeplense.evaluate.finder_report import finder_report
 from deeplense.evaluate.generator import features_of, judge_generator
+from deeplense.evaluate.inversion import MEASUREMENT, has_truth, judge_inversion
 from deeplense.evaluate.pictures import display_of
 from deeplense.evaluate.report import classification_report
-from deeplense.tasks import Classifier, DiffusionTask, LensTask
+from deeplense.tasks import Classifier, DiffusionTask, InversionTask, LensTask
 from deeplense.tasks.draw import draw
 from deeplense.train.callbacks import METRICS
 from deeplense.train.folder import ENVIRONMENT
@@ -77,9 +78,14 @@ def judge(
         return _judge_generator(run, task, card, lens_set, drawn, see, Path(out) if out else run)
     if features is not None or generated is not None:
         raise ConfigError(f"{run} is a {task.config.task} run: features and generated images are for diffusion runs")
+    if isinstance(task, InversionTask):
+        warn_if_seen(card, lens_set)
+        about = {"title": f"inversion: {run.name}", "bootstrap": bootstrap, "history": _history(run)}
+        about["provenance"] = _provenance(run, card, lens_set)
+        return judge_inversion(Path(out) if out else run, task, lens_set, about)
     assert isinstance(task, Classifier)
     report = REPORTS.get(task.config.task, _judge_classifier)
-    if prevalence is not None and (report is _judge_classifier or not 0 < prevalence < 1):
+    if prevalence is not None and (report is not _judge_finder or not 0 < prevalence < 1):
         reason = "the share of lenses lies between 0 and 1" if report is _judge_finder else "only a finder has one"
         raise ConfigError(f"prevalence={prevalence:g} for a {task.config.task} run: {reason}")
     warn_if_seen(card, lens_set)
@@ -158,8 +164,19 @@ def _judge_finder(
     )
 
 
+def _judge_physics(
+    out: Path, task: Any, outputs: Tensor, lens_set: LensSet, _: float | None, common: dict[str, Any]
+) -> dict[str, Any]:
+    """A classifier; where the truth of the lenses is known, a second report says how well they were measured."""
+    metrics = _judge_classifier(out, task, outputs[:, : len(task.classes)], lens_set, None, common)
+    if has_truth(lens_set):
+        about = common | {"title": f"{common['title']}, measured lenses"}
+        judge_inversion(out / MEASUREMENT, task.inverter, lens_set, about)
+    return metrics
+
+
 # By the name of the task; what is not here is judged as a classifier.
-REPORTS: dict[str, Callable[..., dict[str, Any]]] = {"finder": _judge_finder}
+REPORTS: dict[str, Callable[..., dict[str, Any]]] = {"finder": _judge_finder, "physics": _judge_physics}
 
 
 def warn_if_seen(card: Mapping[str, Any], lens_set: LensSet) -> None:

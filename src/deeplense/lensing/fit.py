@@ -12,6 +12,8 @@ from torch import Tensor
 Linearised = Callable[[Tensor], tuple[Tensor, Tensor]]
 # An image is finished when a step lowers its chi^2 by less than this share, or when no step does.
 TOLERANCE, START, HOPELESS = 1e-6, 1e-2, 1e8
+# Added to a normal matrix with a diagonal of ones before it is inverted: what rounding leaves undetermined.
+RIDGE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,10 @@ def _unit(normal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _covariance(normal: Tensor) -> Tensor:
-    """The inverse of the normal matrix; a parameter without effect has infinite scatter."""
+    """The inverse of the normal matrix; scatter is infinite where a parameter has no effect, or the matrix none."""
     unit, scale = _unit(normal)
-    inverse = torch.linalg.pinv(unit, hermitian=True) / (scale[:, :, None] * scale[:, None, :])
-    return inverse + torch.diag_embed(torch.where(normal.diagonal(dim1=1, dim2=2) == 0, torch.inf, 0.0))
+    inverse, info = torch.linalg.inv_ex(unit + RIDGE * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device))
+    inverse = inverse / (scale[:, :, None] * scale[:, None, :])
+    is_good = (info == 0) & inverse.isfinite().all(2).all(1)
+    lost = (normal.diagonal(dim1=1, dim2=2) == 0) | ~is_good[:, None]
+    return torch.where(is_good[:, None, None], inverse, 0.0) + torch.diag_embed(torch.where(lost, torch.inf, 0.0))

@@ -146,6 +146,10 @@ class SmoothLens:
         image = blurred[:, 0] + v["sky"][:, None, None]
         return image, torch.stack([columns[name] for name in self.names], 1)
 
+    def observe(self, rays: Tensor, fwhm: Tensor) -> Tensor:
+        """Maps of the brightness of rays, (B, M, H * S, W * S), on pixels and behind the PSF, (B, M, H, W)."""
+        return self._blur_maps(self._bin(rays.flatten(0, 1)).unflatten(0, rays.shape[:2]), fwhm)
+
     def light_up(self, p: Tensor, data: Tensor, weight: Tensor) -> Tensor:
         """p with the flux and the sky that fit the data best, by linear least squares.
 
@@ -175,7 +179,7 @@ class SmoothLens:
         """Surface brightness of the rays and its derivatives by all but sky and PSF, (B, H * S, W * S)."""
         theta_x, theta_y = self.camera.grid(like=p)
         alpha, slopes_of_alpha = _linear_lens(theta_x, theta_y, v) if self.has_lens else ((0.0, 0.0), {})
-        brightness, slopes = _linear_sersic(theta_x - alpha[0], theta_y - alpha[1], self._profile(v), v)
+        brightness, slopes = linear_sersic(theta_x - alpha[0], theta_y - alpha[1], self._profile(v), v)
         for name, (by_x, by_y) in slopes_of_alpha.items():
             # The source seen at theta - alpha moves against alpha, as it does against its own position.
             slopes[name] = slopes["source_x"] * by_x + slopes["source_y"] * by_y
@@ -268,7 +272,7 @@ def _linear_lens(theta_x: Tensor, theta_y: Tensor, v: Maps) -> tuple[Deflection,
     return (alpha_x + shear_x, alpha_y + shear_y), slopes
 
 
-def _linear_sersic(beta_x: Tensor, beta_y: Tensor, profile: tuple[Tensor, ...], v: Maps) -> tuple[Tensor, Maps]:
+def linear_sersic(beta_x: Tensor, beta_y: Tensor, profile: tuple[Tensor, ...], v: Maps) -> tuple[Tensor, Maps]:
     """Brightness of the source and its derivatives by flux and shape at equal flux, (B, H, W).
 
     In e = e1 + i e2 the squared product-average radius is a form without angles,

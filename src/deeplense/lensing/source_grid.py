@@ -69,8 +69,8 @@ class SourceGrid:
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom and top edge of the pixels, arcsec: what ``imshow`` wants."""
-        half = (self.width + self.spacing) / 2
+        """Left, right, bottom and top of the outermost values, arcsec."""
+        half = self.width / 2
         return self.center_x - half, self.center_x + half, self.center_y - half, self.center_y + half
 
     def weights(self, beta_x: Array, beta_y: Array) -> sparse.csr_matrix:
@@ -140,7 +140,7 @@ class Reconstruction:
 
     Attributes:
         source: shape (S, S), rows grow upward.
-        grid: where it lies; ``grid.extent`` in arcsec.
+        grid: where it lies.
         model: its image, shape (H, W), masked pixels included.
         residual: (data - model) / noise, shape (H, W), 0 where the noise is infinite.
         chi2: sum of squared residuals.
@@ -366,6 +366,7 @@ def refine(
     trace: Callable[[Array], tuple[Array, Array]],
     start: Array,
     scale: Array,
+    bounds: tuple[Array, Array],
     num_pix: int = 36,
     smoothness: Smoothness = "curvature",
     max_steps: int = 12,
@@ -380,6 +381,7 @@ def refine(
         trace: parameters (P,) -> beta_x, beta_y of all rays, arcsec, shape (H * S, W * S).
         start: shape (P,).
         scale: about the uncertainty of each parameter: derivatives are differences over a quarter of it.
+        bounds: least and largest value of each parameter, shape (P,) each; the start lies between them.
         max_steps: of least squares in a round.
     """
     p = np.asarray(start, dtype=np.float64)
@@ -392,7 +394,7 @@ def refine(
             return frame.system(grid, *trace(p), smoothness).residuals(strength)
 
         found = optimize.least_squares(
-            residuals, p, lambda p, r=residuals: _slopes(r, p, scale / 4), x_scale=scale, max_nfev=max_steps
+            residuals, p, lambda p, r=residuals: _slopes(r, p, scale / 4), bounds, x_scale=scale, max_nfev=max_steps
         )
         p = found.x
     covariance = linalg.pinvh(found.jac.T @ found.jac)

@@ -63,6 +63,11 @@ def telescope_of(lens_set: LensSet, config: PhysicsConfig) -> Telescope:
     return Telescope(lens_set.pixel_scale, exposure.supersampling, exposure.psf_radius, variance, is_electrons)
 
 
+def is_known(lens_set: LensSet) -> bool:
+    """Whether a set says by itself with which telescope it was made."""
+    return lens_set.pixel_scale is not None and _exposure(lens_set.provenance) is not None
+
+
 def _exposure(provenance: Mapping[str, Any]) -> Exposure | None:
     """Of the preset that made a set, with its settings; None where there was none, or it is not there any more."""
     name, fidelity = provenance.get("preset"), provenance.get("fidelity")
