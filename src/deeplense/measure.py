@@ -24,9 +24,10 @@ from deeplense.lensing import fit, light
 from deeplense.lensing.critical import critical_curves
 from deeplense.lensing.lit import LIGHT, LitLens
 from deeplense.lensing.noise import corners
+from deeplense.lensing.observe import FWHM_TO_SIGMA, gaussian_kernel
 from deeplense.lensing.psf_file import read_psf
 from deeplense.lensing.smooth import LENS, NAMES, Camera, SmoothLens
-from deeplense.lensing.source_grid import SourceFit, reconstruct
+from deeplense.lensing.source_grid import Frame, refine
 from deeplense.tasks import InversionTask, LensTask, PhysicsTask
 from deeplense.tasks.inversion import PARAMS
 
@@ -65,6 +66,7 @@ class MeasuredLens:
         source, source_extent: surface brightness, shape (S, S), and (left, right, bottom, top) of its pixel centres.
         chi2: sum of the squared residuals over the degrees of freedom.
         start: which start led there, "network" or "grid".
+        log_evidence: of a source on pixels, ln P(data | lens); None with a Sersic source.
     """
 
     values: dict[str, float]
@@ -76,6 +78,7 @@ class MeasuredLens:
     source_extent: tuple[float, float, float, float]
     chi2: float
     start: str
+    log_evidence: float | None = None
 
 
 def measure(
@@ -108,7 +111,7 @@ def measure(
         mask_radius: arcsec about the middle that do not count: the light of the lens.
         outer_radius: arcsec beyond which no pixel counts.
         lens_light: fit a Sersic profile to the light of the lens as well.
-        source: "sersic", or "pixels" for a source on a grid, seen through the lens that the Sersic source gave.
+        source: "sersic", or "pixels" for a source on a grid, with which the lens that the Sersic source gave is improved.
 
     Raises:
         ConfigError, DataError, RunError: an input that cannot be used, or a folder that exists.
@@ -341,16 +344,49 @@ def _source_half(values: Mapping[str, float]) -> float:
 
 
 def with_pixels(found: MeasuredLens, cutout: Cutout, lens: SmoothLens) -> MeasuredLens:
-    """The same lens with a source on a grid of pixels; sky and lens light are those of the fit."""
-    p = torch.tensor([found.values[name] for name in lens.names], dtype=torch.float64)
-    behind = torch.from_numpy(found.model) - lens.render(p[None])[0] + found.values["sky"]
-    half, place = _source_half(found.values), (found.values["source_x"], found.values["source_y"])
-    fitted: SourceFit = reconstruct(lens, p, cutout.image - behind, cutout.sigma, place, half, SOURCE_PIXELS)
-    used, free = cutout.sigma.isfinite(), fitted.degrees + len(LENS)
-    chi2 = fitted.chi2 * int(used.sum()) / max(int(used.sum()) - free, 1.0)
-    residual = np.where(used.numpy(), fitted.residual, np.nan)
-    maps: dict[str, Any] = {"model": fitted.model + behind.numpy(), "residual": residual, "source": fitted.source}
-    return replace(found, **maps, source_extent=fitted.extent, chi2=chi2)
+    """The same lens with a source on a grid of pixels, and improved by it; sky and lens light are those of the fit."""
+    p = torch.tensor([[found.values[name] for name in lens.names]], dtype=torch.float64)
+    behind = found.model - lens.render(p)[0].numpy() + found.values["sky"]
+    camera = cutout.camera
+    frame = Frame(cutout.image.numpy() - behind, cutout.sigma.numpy(), _kernel(lens, p), camera.supersampling)
+    theta_x, theta_y = camera.grid(like=p)
+
+    def trace(of_lens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        changed = torch.cat([torch.from_numpy(of_lens)[None], p[:, len(LENS) :]], 1)
+        alpha_x, alpha_y = lens.deflect(changed, theta_x, theta_y)
+        return (theta_x - alpha_x[0]).numpy(), (theta_y - alpha_y[0]).numpy()
+
+    start, (low, high) = p[0, : len(LENS)].numpy(), lens.bounds(p)
+    bounds = (low[: len(LENS)].numpy(), high[: len(LENS)].numpy())
+    # What a fit is sure of may be off all the same, where a Sersic profile cannot be the source.
+    scale = np.clip([found.std[name] for name in LENS], 1e-3, 2e-2)
+    refined = refine(frame, trace, start, scale, bounds, SOURCE_PIXELS)
+    best, used = refined.reconstruction, np.isfinite(frame.sigma)
+    chi2 = best.chi2 / max(best.num_data - best.num_effective - len(LENS), 1.0)
+    std = np.sqrt(np.diag(refined.covariance) * max(chi2, 1.0))
+    p[0, : len(LENS)] = torch.from_numpy(refined.parameters)
+    return replace(
+        found,
+        values=found.values | dict(zip(LENS, refined.parameters.tolist(), strict=True)),
+        std=found.std | dict(zip(LENS, std.tolist(), strict=True)),
+        model=best.model + behind,
+        residual=np.where(used, best.residual, np.nan),
+        kappa=lens.converge(p, *camera.grid(1, like=p))[0].numpy(),
+        source=best.source,
+        source_extent=best.grid.extent,
+        chi2=chi2,
+        log_evidence=best.log_evidence,
+    )
+
+
+def _kernel(lens: SmoothLens, p: Tensor) -> np.ndarray:
+    """The PSF as an image, shape (K, K)."""
+    camera = lens.camera
+    if camera.kernel is not None:
+        return camera.kernel.double().numpy()
+    sigma = lens.values(p)["psf_fwhm"] * (FWHM_TO_SIGMA / camera.pixel_scale)
+    row = gaussian_kernel(sigma, camera.psf_radius)[0].numpy()
+    return np.outer(row, row)
 
 
 def _write(out: Path, found: MeasuredLens, cutout: Cutout, lens: SmoothLens, facts: dict[str, Any]) -> None:
@@ -391,6 +427,7 @@ def to_json(found: MeasuredLens, pixel_scale: float, facts: Mapping[str, Any]) -
         "lensing_entities": entities,
         "parameters": parameters,
         "chi2_per_degree": found.chi2,
+        "log_evidence": found.log_evidence,
         "pixel_scale": pixel_scale,
         "start": found.start,
         "deeplense": __version__,
