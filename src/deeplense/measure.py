@@ -111,7 +111,7 @@ def measure(
         mask_radius: arcsec about the middle that do not count: the light of the lens.
         outer_radius: arcsec beyond which no pixel counts.
         lens_light: fit a Sersic profile to the light of the lens as well.
-        source: "sersic", or "pixels" for a source on a grid, with which the lens that the Sersic source gave is improved.
+        source: "sersic", or "pixels" for a source on a grid, with which the lens is then improved.
 
     Raises:
         ConfigError, DataError, RunError: an input that cannot be used, or a folder that exists.

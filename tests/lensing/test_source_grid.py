@@ -151,7 +151,7 @@ def test_a_source_without_noise_comes_back():
 def true_source(grid: SourceGrid) -> np.ndarray:
     """The Sersic profile at the grid's values, each the mean over its pixel."""
     fine = 9
-    left, right, bottom, top = grid.extent
+    left, _, bottom, _ = grid.extent
     n, step = grid.num_pix * fine, grid.spacing / fine
     x, y = (low - grid.spacing / 2 + (np.arange(n) + 0.5) * step for low in (left, bottom))
     theta = torch.meshgrid(torch.from_numpy(y), torch.from_numpy(x), indexing="ij")
