@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deeplense import __version__, weights
+from deeplense.data import fits as fits_files
 from deeplense.data.files import as_text, making_folder
+from deeplense.data.npy import BadImage
 from deeplense.data.read import read
 from deeplense.errors import ConfigError, DataError, RunError
 from deeplense.evaluate import coolest
@@ -211,11 +213,17 @@ def _sigma(data: Tensor, noise_map: Path | str | None) -> Tensor:
 
 
 def _like(path: Path | str, data: Tensor, what: str) -> Tensor:
-    """An image of the same shape as the data."""
-    other = read(Path(path), max_nan_fraction=1.0).images
-    if other.shape != (1, 1, *data.shape):
-        raise DataError(f"the {what} {path} has the shape {other.shape[2:]}, the image {tuple(data.shape)}")
-    return torch.from_numpy(np.array(other[0, 0])).double()
+    """A map of the same shape as the data; unlike an image, it may be the same everywhere."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no {what} {path}")
+    try:
+        other = np.load(path, allow_pickle=False) if path.suffix == ".npy" else fits_files.read(path)
+    except (BadImage, ValueError, EOFError) as reason:
+        raise DataError(f"the {what} {path} cannot be used: {reason}") from reason
+    if np.squeeze(other).shape != tuple(data.shape):
+        raise DataError(f"the {what} {path} has the shape {np.squeeze(other).shape}, the image {tuple(data.shape)}")
+    return torch.from_numpy(np.squeeze(other).astype(np.float64))
 
 
 def _middle(image: Tensor, size: list[int]) -> Tensor:

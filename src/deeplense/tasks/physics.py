@@ -45,7 +45,7 @@ class PhysicsTask(SubstructureTask):
         return Preprocess((height, width)).fit(data.train.images)
 
     def build(self, architecture: dict[str, Any] | None) -> Any:
-        _check(self.config)
+        check_settings(self.config)
         return super().build(architecture)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -108,7 +108,7 @@ def channel(inverter: InversionTask, name: str, images: np.ndarray, found: Inver
     return shown.sign() * shown.abs().sqrt() if config.model.stretch == "sqrt" else shown
 
 
-def _check(config: Config) -> None:
+def check_settings(config: Config) -> None:
     """Raises ConfigError for settings that this task has no use for."""
     if config.train.ensemble > 1 or config.train.freeze or config.model.init:
         raise ConfigError("train.ensemble, train.freeze and init are not for task=physics: it has physics.inverter=RUN")

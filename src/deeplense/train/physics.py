@@ -23,7 +23,7 @@ from deeplense.data.writer import ShardWriter
 from deeplense.errors import ConfigError, RunError
 from deeplense.simulate.stream import StreamDataModule
 from deeplense.tasks import InversionTask
-from deeplense.tasks.physics import see
+from deeplense.tasks.physics import check_settings, see
 from deeplense.train import folder
 from deeplense.weights import CARD
 
@@ -61,6 +61,7 @@ def fit_physics(
     """
     if config.train.devices > 1:
         raise ConfigError("the stages of a physics run are for one device: set train.devices=1")
+    check_settings(config)  # before hours go into an inverter
     run = Path(config.out)
     folder.prepare(config, data)
     _make_inverter(config, data, fit_run)
