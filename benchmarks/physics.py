@@ -27,6 +27,7 @@ from deeplense import train, weights
 from deeplense.data.module import LensDataModule, param_values
 from deeplense.data.read import read
 from deeplense.data.schema import LensSet
+from deeplense.evaluate.lens_pictures import gallery
 from deeplense.evaluate.mass_sheet import deflection_error, no_lensing_error
 from deeplense.evaluate.measurements import measurement_scores
 from deeplense.evaluate.page import plain
@@ -229,6 +230,19 @@ def deflections(work: Path, fidelity: str, num: int = 480) -> dict[str, Any]:
     return {"median_by_class": medians, "mean": whole.mean(0).tolist(), "n": len(whole), "order": ["fit", "no lensing"]}
 
 
+def beside(folder: Path, out: Path) -> None:
+    """Data, model and residual of every genuine image, for one's own eyes: a picture for each class."""
+    task, images = inverter("published"), read(folder)
+    found = task.measure(images.images, 12)
+    data = task.framed(torch.from_numpy(images.images)).numpy()
+    out.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(images.classes):
+        rows = np.flatnonzero(images.label == k)
+        names = [f"{images.name[i]}\nχ² {found.chi2[i]:.2f}" for i in rows]
+        maps = (data[rows], found.model.numpy()[rows], found.residual.numpy()[rows])
+        gallery(*maps, names, 0.05, f"genuine images, {name}").savefig(out / f"{name}.png", dpi=70)
+
+
 def genuine(work: Path, folder: Path) -> dict[str, Any]:
     """The genuine images: chi^2, and accuracy of classifiers trained on simulated ones."""
     task, images = inverter("published"), read(folder)
@@ -259,6 +273,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genuine", type=Path, help="folder with no/, sphere/ and vort/ of genuine images")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="draw the genuine images and what is left there")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "physics-benchmark")
     args = parser.parse_args()
     table, work = Table(HERE / "physics.json"), args.work
@@ -282,6 +297,8 @@ def main() -> None:
         table("controls", fidelity, lambda f=fidelity, s=seeds: few(work, f, 300, tuple(METHODS), "test", s))
     if args.genuine:
         table("genuine", "35 images", lambda: genuine(work, args.genuine))
+        if args.beside:
+            beside(args.genuine, args.beside)
 
 
 if __name__ == "__main__":
