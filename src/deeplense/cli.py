@@ -311,12 +311,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in")] = Path("demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Simulate, train, evaluate and report in a few minutes on a CPU: substructure, lens finding, new images."""
+    """Simulate, train, evaluate and report in a few minutes on a CPU: substructure, lenses, new images, masses."""
     from deeplense import demo as show
 
     for name, chapter in show.CHAPTERS.items():
         print(f"{name}: {_summary(show.run(out, progress=not quiet, chapter=name))}")
         print(f"report: {out / chapter.run / 'report.html'}")
+    radii = ", ".join(f"{true:.3f} as {fit:.3f}" for true, fit in show.measure_three(out))
+    print(f"physics: Einstein radii measured, arcsec: {radii}; what is left of the images: {out / show.PHYSICS}")
 
 
 def _images(settings: list[str] | None, parts: tuple[str, ...] = ("test", "val")) -> Any:

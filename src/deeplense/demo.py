@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from deeplense import config as configs
 from deeplense import train
+from deeplense.data.files import replacing
 from deeplense.data.read import read
 from deeplense.evaluate.judge import judge
+from deeplense.evaluate.lens_pictures import gallery
+from deeplense.lensing.smooth import Camera, SmoothLens
+from deeplense.measure import Cutout, MeasuredLens, fit_cutout
 from deeplense.simulate.dataset import write_set
 from deeplense.simulate.generate import Simulator
 from deeplense.simulate.stream import PREFIX
@@ -65,3 +72,35 @@ def run(
         train.fit(config, train.load_data(config), progress=progress)
     logger.info("%s, 3 of 3: judge the run on the test images", chapter)
     return judge(out / part.run, read(out / part.test))
+
+
+PHYSICS, CROP = "physics.png", slice(25, 125)
+
+
+def measure_three(out: Path | str) -> list[tuple[float, float]]:
+    """Fit a smooth lens to one image of each class, and write data, model and residual to ``physics.png``.
+
+    Returns:
+        The true and the measured Einstein radius of each, arcsec.
+    """
+    simulator = Simulator("common-test", "physical", TEST_SEED)
+    images, scale = simulator.images(np.arange(3)), simulator.preset.pixel_scale
+    truth = [simulator.truth(i) for i in range(3)]
+    cut = torch.from_numpy(images.images[:, 0, CROP, CROP]).double()
+    exposure = simulator.exposure
+    background = exposure.sky[0] * truth[0]["exposure_time"] + exposure.read_variance[0]
+    found: list[MeasuredLens] = []
+    for image, facts in zip(cut, truth, strict=True):
+        camera = Camera((len(image), len(image)), scale, exposure.supersampling, exposure.psf_radius)
+        lens = SmoothLens(camera, {"psf_fwhm": facts["psf_fwhm"]})
+        found.append(fit_cutout(Cutout(image, (image.clamp_min(0) + background).sqrt(), camera), lens, None, False))
+    radii = [(facts["theta_E"], fit.values["theta_E"]) for facts, fit in zip(truth, found, strict=True)]
+    names = [
+        f"{name}: theta_E {true:.3f}, fit {fit:.3f}" for name, (true, fit) in zip(images.classes, radii, strict=True)
+    ]
+    model, residual = (np.stack([getattr(fit, part) for fit in found]) for part in ("model", "residual"))
+    title = "What a smooth lens explains, and what it leaves (arcsec)"
+    figure = gallery(cut.numpy(), model, residual, names, scale, title)
+    with replacing(Path(out) / PHYSICS) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    return radii

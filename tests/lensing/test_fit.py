@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from deeplense.lensing.fit import Fit, best, fit, forward_mode
+from deeplense.lensing.fit import Fit, _covariance, best, fit, forward_mode
 
 SHAPE = (6, 8)
 PIXELS = SHAPE[0] * SHAPE[1]
@@ -187,3 +187,10 @@ def test_the_best_of_several_fits_is_chosen_for_each_image():
     chosen = best([made(1.0, [1.0, 5.0, float("nan")]), made(2.0, [2.0, 3.0, 9.0])])
     assert chosen.parameters[:, 0].tolist() == chosen.residual[:, 0, 0].tolist() == [1.0, 2.0, 2.0]
     assert chosen.chi2.tolist() == [1.0, 3.0, 9.0] and chosen.covariance[:, 0, 0].tolist() == [1.0, 2.0, 2.0]
+
+
+def test_a_matrix_that_rounding_left_indefinite_tells_nothing():
+    """Two parameters of the same effect but for rounding: the inverse would have variances below zero."""
+    normal = torch.tensor([[[1.0, 1 + 1e-6, 0.0], [1 + 1e-6, 1.0, 0.0], [0.0, 0.0, 1.0]]]).double()
+    assert (np.linalg.inv(normal[0].numpy()).diagonal() < 0).any()
+    assert (_covariance(normal)[0].diagonal() == torch.inf).all()

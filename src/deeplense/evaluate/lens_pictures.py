@@ -68,7 +68,7 @@ def gallery(
 ) -> Figure:
     """Rows of data, model and residual, a column for each image; images (N, H, W), residual in units of noise."""
     number = len(images)
-    figure = Figure(figsize=(1.35 * number + 1.2, 4.5), layout="constrained")
+    figure = Figure(figsize=(max(1.35, 8 / number) * number + 1.2, max(4.5, 24 / number)), layout="constrained")
     axes = figure.subplots(3, number, squeeze=False)
     extent = _extent(images.shape[1:], pixel_scale)
     for column in range(number):

@@ -157,8 +157,9 @@ def _unit(normal: Tensor) -> tuple[Tensor, Tensor]:
 def _covariance(normal: Tensor) -> Tensor:
     """The inverse of the normal matrix; scatter is infinite where a parameter has no effect, or the matrix none."""
     unit, scale = _unit(normal)
-    inverse, info = torch.linalg.inv_ex(unit + RIDGE * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device))
-    inverse = inverse / (scale[:, :, None] * scale[:, None, :])
+    # Rounding in single precision may leave a matrix that is not positive: its inverse has variances below zero.
+    factor, info = torch.linalg.cholesky_ex(unit + RIDGE * torch.eye(unit.shape[1]).to(unit))
+    inverse = torch.cholesky_inverse(factor) / (scale[:, :, None] * scale[:, None, :])
     is_good = (info == 0) & inverse.isfinite().all(2).all(1)
     lost = (normal.diagonal(dim1=1, dim2=2) == 0) | ~is_good[:, None]
     return torch.where(is_good[:, None, None], inverse, 0.0) + torch.diag_embed(torch.where(lost, torch.inf, 0.0))

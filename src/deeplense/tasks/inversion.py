@@ -114,10 +114,14 @@ class InversionTask(Reader):
         """
         values = self.network.mean.cpu().repeat(len(found.chi2), 1)
         halves = values.new_zeros(2, *values.shape)
+        for name, value in self.known.items():
+            values[:, PARAMS.index(name)] = value
         places = [PARAMS.index(name) for name in self.lens((1, 1)).names[:-2]]
         values[:, places] = found.parameters[:, :-2]
-        factors = interval_factors(found.chi2.numpy(), self.calibration["intervals"])
-        halves[:, :, places] = _scatter(found) * torch.from_numpy(factors).to(values)
+        factors = torch.from_numpy(interval_factors(found.chi2.numpy(), self.calibration["intervals"])).to(values)
+        # There is a factor for each parameter that varied in training, whatever is known of these images.
+        varied = self.network.varying.tolist()
+        halves[:, :, places] = _scatter(found) * factors[:, :, [varied.index(place) for place in places]]
         return torch.cat([values, *halves, found.chi2[:, None]], 1)
 
     def guess(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ def see(
 ) -> tuple[np.ndarray, Inversion]:
     """What the classifier sees of raw images (N, 1, H, W): float32 (N, channels, H', W'), and what was measured.
 
-    With ``physics.control = "shuffled"`` all but the image itself is that of the next image of the set.
+    With ``physics.control = "shuffled"`` all but the image itself is that of another image of the set.
 
     Raises:
         DataError: the images have another size than those that the inverter was trained on.
@@ -91,7 +91,9 @@ def see(
     found = inverter.measure(images, physics.steps, on_chunk)
     channels = {name: channel(inverter, name, images, found, config) for name in physics.see}
     if physics.control == "shuffled":
-        channels = {name: maps if name == "image" else maps.roll(1, 0) for name, maps in channels.items()}
+        # At random: where classes take turns in a set, a neighbour's class tells one's own.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+        channels = {name: maps if name == "image" else maps[order] for name, maps in channels.items()}
     return torch.stack(list(channels.values()), 1).numpy(), found
 
 
