@@ -190,6 +190,8 @@ def fit(
     outer_radius: Annotated[float | None, typer.Option(help="arcsec beyond which no pixel counts")] = None,
     lens_light: Annotated[bool, typer.Option("--lens-light", help="Fit the light of the lens as well")] = False,
     source: Annotated[str, typer.Option(help="sersic, or pixels for a source on a grid")] = "sersic",
+    z_lens: Annotated[float | None, typer.Option(help="Redshift of the lens; with both, its mass is stated")] = None,
+    z_source: Annotated[float | None, typer.Option(help="Redshift of the source")] = None,
     out: Annotated[Path, typer.Option(help="New folder for lens.json, lens.fits and lens.png")] = Path("lens"),
 ) -> None:
     """Measure the lens in an image: a mass model with uncertainties, and pictures of it."""
@@ -197,8 +199,9 @@ def fit(
 
     about: dict[str, Any] = {"pixel_scale": pixel_scale, "psf": psf, "psf_fwhm": psf_fwhm, "noise_map": noise_map}
     where: dict[str, Any] = {"mask": mask, "mask_radius": mask_radius, "outer_radius": outer_radius}
+    how: dict[str, Any] = {"lens_light": lens_light, "source": source, "z_lens": z_lens, "z_source": z_source}
     begin = None if run == "none" else Path(run)
-    found = measure(begin, image, out, **about, **where, lens_light=lens_light, source=source)
+    found = measure(begin, image, out, **about, **where, **how)
     values, std = found.values, found.std
     print(f"theta_E = {values['theta_E']:.4f} +- {std['theta_E']:.4f} arcsec, chi^2 per degree {found.chi2:.3f}")
     print(f"mass model and pictures: {out}")

@@ -23,13 +23,14 @@ from deeplense.errors import ConfigError, DataError, RunError
 from deeplense.evaluate import coolest
 from deeplense.evaluate.lens_pictures import measured_lens
 from deeplense.lensing import fit, light
+from deeplense.lensing.cosmology import angular_diameter_distances, theta_E_to_mass
 from deeplense.lensing.critical import critical_curves
 from deeplense.lensing.lit import LIGHT, LitLens
 from deeplense.lensing.noise import corners
 from deeplense.lensing.observe import FWHM_TO_SIGMA, gaussian_kernel
 from deeplense.lensing.psf_file import read_psf
 from deeplense.lensing.smooth import LENS, NAMES, Camera, SmoothLens
-from deeplense.lensing.source_grid import Frame, refine
+from deeplense.lensing.source_grid import Frame, SourceGrid, refine
 from deeplense.tasks import InversionTask, LensTask, PhysicsTask
 from deeplense.tasks.inversion import PARAMS
 
@@ -97,6 +98,8 @@ def measure(
     outer_radius: float | None = None,
     lens_light: bool = False,
     source: str = "sersic",
+    z_lens: float | None = None,
+    z_source: float | None = None,
 ) -> MeasuredLens:
     """Fit an isothermal ellipsoid with shear to one image and write ``lens.json``, ``lens.fits`` and ``lens.png``.
 
@@ -114,6 +117,7 @@ def measure(
         outer_radius: arcsec beyond which no pixel counts.
         lens_light: fit a Sersic profile to the light of the lens as well.
         source: "sersic", or "pixels" for a source on a grid, with which the lens is then improved.
+        z_lens, z_source: redshifts; with both, ``lens.json`` says the mass within ``theta_E``.
 
     Raises:
         ConfigError, DataError, RunError: an input that cannot be used, or a folder that exists.
@@ -129,6 +133,7 @@ def measure(
         raise ConfigError(
             "the light of the lens and the width of the PSF cannot both be fitted: give --psf or --psf-fwhm"
         )
+    redshifts = _redshifts(z_lens, z_source)
     task = None if run is None else _load(Path(run))
     cutout = cut(Path(image), pixel_scale, psf, noise_map, mask, mask_radius, outer_radius)
     lens = SmoothLens(cutout.camera, _fixed(cutout.camera, psf_fwhm))
@@ -137,9 +142,16 @@ def measure(
         found = with_pixels(found, cutout, lens)
     files = {"image": image, "psf": psf, "noise_map": noise_map, "mask": mask, "run": run}
     facts: dict[str, Any] = {"files": {name: as_text(path) for name, path in files.items() if path is not None}}
-    facts |= {"mask_radius": mask_radius, "outer_radius": outer_radius, "source": source}
+    facts |= {"mask_radius": mask_radius, "outer_radius": outer_radius, "source": source, **redshifts}
     _write(out, found, cutout, lens, facts)
     return found
+
+
+def _redshifts(z_lens: float | None, z_source: float | None) -> dict[str, float | None]:
+    given = [z for z in (z_lens, z_source) if z is not None]
+    if not all(0 < z < 20 for z in given) or given != sorted(set(given)):
+        raise ConfigError(f"z_lens={z_lens}, z_source={z_source}: give redshifts above 0, the source behind the lens")
+    return {"z_lens": z_lens, "z_source": z_source}
 
 
 def _load(run: Path) -> InversionTask:
@@ -368,7 +380,8 @@ def with_pixels(found: MeasuredLens, cutout: Cutout, lens: SmoothLens) -> Measur
     bounds = (low[: len(LENS)].numpy(), high[: len(LENS)].numpy())
     # What a fit is sure of may be off all the same, where a Sersic profile cannot be the source.
     scale = np.clip([found.std[name] for name in LENS], 1e-3, 2e-2)
-    refined = refine(frame, trace, start, scale, bounds, SOURCE_PIXELS)
+    grid = SourceGrid(found.values["source_x"], found.values["source_y"], 2 * _source_half(found.values), SOURCE_PIXELS)
+    refined = refine(frame, trace, start, scale, bounds, grid)
     best, used = refined.reconstruction, np.isfinite(frame.sigma)
     chi2 = best.chi2 / max(best.num_data - best.num_effective - len(LENS), 1.0)
     std = np.sqrt(np.diag(refined.covariance) * max(chi2, 1.0))
@@ -423,15 +436,17 @@ def _write(out: Path, found: MeasuredLens, cutout: Cutout, lens: SmoothLens, fac
 def to_json(found: MeasuredLens, pixel_scale: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     """A measured lens in plain JSON values: COOLEST's entities, then our own names with standard deviations."""
     keys = {"x": "source_x", "y": "source_y", "R_sersic": "R_sersic", "n_sersic": "n_sersic", "flux": "flux"}
-    entities = coolest.mass_model(found.values, found.std)
+    z_lens, z_source = facts.get("z_lens"), facts.get("z_source")
+    entities = coolest.mass_model(found.values, found.std, z_lens)
     source = keys | {"e1": "source_e1", "e2": "source_e2"}
-    entities.append(coolest.light_model(found.values, found.std, "source", source))
+    entities.append(coolest.light_model(found.values, found.std, "source", source, z_source))
     if "light_flux" in found.values:
         own = {key: f"light_{key}" for key in ("x", "y", "R_sersic", "n_sersic", "flux", "e1", "e2")}
-        entities.append(coolest.light_model(found.values, found.std, "lens light", own))
+        entities.append(coolest.light_model(found.values, found.std, "lens light", own, z_lens))
     parameters = {name: {"value": found.values[name], "std": _finite(found.std[name])} for name in found.values}
     return {
         "standard": "COOLEST",
+        "mode": "MAP",
         "lensing_entities": entities,
         "parameters": parameters,
         "chi2_per_degree": found.chi2,
@@ -439,8 +454,15 @@ def to_json(found: MeasuredLens, pixel_scale: float, facts: Mapping[str, Any]) -
         "pixel_scale": pixel_scale,
         "start": found.start,
         "deeplense": __version__,
+        **({"mass_within_theta_E": _mass(found, z_lens, z_source)} if z_lens and z_source else {}),
         **facts,
     }
+
+
+def _mass(found: MeasuredLens, z_lens: float, z_source: float) -> dict[str, float]:
+    """Mass within the Einstein radius, Msun, and its standard deviation at these redshifts: it goes as theta_E^2."""
+    mass = float(theta_E_to_mass(found.values["theta_E"], angular_diameter_distances(z_lens, z_source)))
+    return {"value": mass, "std": 2 * mass * found.std["theta_E"] / found.values["theta_E"]}
 
 
 def _finite(std: float) -> float | None:

@@ -367,38 +367,38 @@ def refine(
     start: Array,
     scale: Array,
     bounds: tuple[Array, Array],
-    num_pix: int = 36,
+    grid: SourceGrid | None = None,
     smoothness: Smoothness = "curvature",
     max_steps: int = 12,
 ) -> Refinement:
     """Improve a lens by the evidence of the source behind it.
 
-    Grid and strength are those of the lens at the start of each of two rounds: a grid that followed the lens would
-    change what the evidence means. From a poor start, it ends in a lens without magnification that maps the image onto
-    itself: start from a fit with a Sersic source.
+    The strength is that of the lens at the start of each of two rounds, and the grid stays: one that followed the lens
+    would change what the evidence means. From a poor start, it ends in a lens without magnification that maps the image
+    onto itself: start from a fit with a Sersic source.
 
     Args:
         trace: parameters (P,) -> beta_x, beta_y of all rays, arcsec, shape (H * S, W * S).
         start: shape (P,).
         scale: about the uncertainty of each parameter: derivatives are differences over a quarter of it.
+        grid: of the source; the one that the rays of the first lens land on if not given.
         bounds: least and largest value of each parameter, shape (P,) each; the start lies between them.
         max_steps: of least squares in a round.
     """
     p = np.asarray(start, dtype=np.float64)
+    square = grid or frame.grid(*trace(p))
     for _ in range(ROUNDS):
-        rays = trace(p)
-        grid = frame.grid(*rays, num_pix)
-        strength = frame.system(grid, *rays, smoothness).best_strength()
+        strength = frame.system(square, *trace(p), smoothness).best_strength()
 
-        def residuals(p: Array, grid: SourceGrid = grid, strength: float = strength) -> Array:
-            return frame.system(grid, *trace(p), smoothness).residuals(strength)
+        def residuals(p: Array, strength: float = strength) -> Array:
+            return frame.system(square, *trace(p), smoothness).residuals(strength)
 
         found = optimize.least_squares(
             residuals, p, lambda p, r=residuals: _slopes(r, p, scale / 4), bounds, x_scale=scale, max_nfev=max_steps
         )
         p = found.x
     covariance = linalg.pinvh(found.jac.T @ found.jac)
-    return Refinement(p, covariance, frame.solve(*trace(p), frame.grid(*trace(p), num_pix), None, smoothness))
+    return Refinement(p, covariance, frame.solve(*trace(p), square, None, smoothness))
 
 
 def _slopes(function: Callable[[Array], Array], p: Array, step: Array) -> Array:
