@@ -133,6 +133,10 @@ def measure(
         raise ConfigError(
             "the light of the lens and the width of the PSF cannot both be fitted: give --psf or --psf-fwhm"
         )
+    if psf is not None and psf_fwhm is not None:
+        raise ConfigError("psf and psf_fwhm are two PSFs: give a file or the width of a Gaussian")
+    if mask_radius < 0 or (outer_radius is not None and outer_radius <= mask_radius):
+        raise ConfigError(f"mask_radius={mask_radius}, outer_radius={outer_radius}: nothing lies between them")
     redshifts = _redshifts(z_lens, z_source)
     task = None if run is None else _load(Path(run))
     cutout = cut(Path(image), pixel_scale, psf, noise_map, mask, mask_radius, outer_radius)

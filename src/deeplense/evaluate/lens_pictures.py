@@ -42,7 +42,7 @@ def measured_lens(
     figure = Figure(figsize=(16.5, 3.9), layout="constrained")
     axes = figure.subplots(1, 5)
     extent = _extent(data.shape, pixel_scale)
-    seen = model[np.isfinite(residual)]
+    seen = model[np.isfinite(residual)] if np.isfinite(residual).any() else model
     norm = AsinhNorm(linear_width=max(float(np.ptp(seen)) / 15, 1e-30), vmin=float(seen.min()), vmax=float(seen.max()))
     is_lost = ~np.isfinite(residual)
     _show(axes[0], data, extent, "data (asinh scale)", "flux / pixel", cmap="inferno", norm=norm)
