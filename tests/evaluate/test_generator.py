@@ -98,7 +98,7 @@ def test_a_classifier_of_another_frame_is_refused(run, tmp_path_factory):
 
 
 def test_runs_of_other_tasks_are_refused_in_one_line(run, classifier):
-    with pytest.raises(RunError, match="is a diffusion run; this needs a substructure run"):
+    with pytest.raises(RunError, match="is a diffusion run; this needs a substructure or lens-equation or physics run"):
         judge(run, lens_set(60, seed=5), features=run)
     with pytest.raises(ConfigError, match="are for diffusion runs"):
         judge(classifier, lens_set(60, seed=5), features=classifier)

@@ -20,7 +20,7 @@ from deeplense.data.module import LensDataModule
 from deeplense.data.schema import LensSet
 from deeplense.data.split import stratified_split
 from deeplense.data.transform import Preprocess, chunks
-from deeplense.errors import ConfigError, DeepLenseError
+from deeplense.errors import ConfigError, DeepLenseError, RunError
 from deeplense.evaluate.fidelity_report import fidelity_report
 from deeplense.evaluate.fidelity_sets import Features
 from deeplense.models import backbone
@@ -105,6 +105,8 @@ def features_of(run: Path, preprocess: Preprocess) -> Features:
         RunError: no finished run, or of another task.
     """
     task = weights.load_task(run, SubstructureTask)
+    if task.parts:
+        raise RunError(f"{run} fits a lens to each image before it looks: give a substructure run")
     seen, wanted = ((p.input_size, p.crop, p.size) for p in (task.preprocess, preprocess))
     if seen != wanted:
         raise ConfigError(
