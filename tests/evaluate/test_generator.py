@@ -104,7 +104,10 @@ def test_runs_of_other_tasks_are_refused_in_one_line(run, classifier):
         judge(classifier, lens_set(60, seed=5), features=classifier)
     with pytest.raises(ConfigError, match="only a finder has one"):
         judge(run, lens_set(60, seed=5), prevalence=0.1)
-    with pytest.raises(RunError, match="is a diffusion run; this needs a substructure or finder run"):
+    with pytest.raises(
+        RunError,
+        match="is a diffusion run; this needs a substructure or finder or lens-equation or inversion or physics run",
+    ):
         Predictor.load(run)
 
 
