@@ -14,6 +14,12 @@ import pytest
 from deeplense import cli
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache folder of the suite's own."""
+    os.environ["DEEPLENSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real observations and genuine DeepLense files that lie beside the checkout; the test skips without them."""

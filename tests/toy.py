@@ -15,6 +15,8 @@ from deeplense.data.transform import Preprocess
 from deeplense.tasks import get
 
 CLASSES = ("no", "sphere", "vort")
+# Some CPUs would take half precision, and what is learnt would depend on the machine.
+EXACT = "train.precision=32-true"
 
 
 def lens_set(num: int, seed: int = 0, size: int = 24) -> LensSet:
@@ -57,12 +59,12 @@ def data(num: int = 96, batch_size: int = 16) -> LensDataModule:
 
 def tiny(out: Path, *overrides: str) -> Config:
     """The shipped tiny config, smaller still."""
-    return config.load("tiny/substructure", ["model.width=4", "model.size=24", f"out={out}", *overrides])
+    return config.load("tiny/substructure", ["model.width=4", "model.size=24", EXACT, f"out={out}", *overrides])
 
 
 def tiny_finder(out: Path, *overrides: str) -> Config:
     """The same for the finder."""
-    return config.load("tiny/finder", ["model.width=4", f"out={out}", *overrides])
+    return config.load("tiny/finder", ["model.width=4", EXACT, f"out={out}", *overrides])
 
 
 def write_folder(images: LensSet, folder: Path) -> Path:
@@ -76,7 +78,7 @@ def write_folder(images: LensSet, folder: Path) -> Path:
 
 def tiny_diffusion(out: Path | str, *overrides: str) -> Config:
     """The same for images that are drawn."""
-    return config.load("tiny/diffusion", [f"out={out}", *overrides])
+    return config.load("tiny/diffusion", [EXACT, f"out={out}", *overrides])
 
 
 def write_diffusion(out: Path, *overrides: str) -> Path:

@@ -43,6 +43,7 @@ READING = {
     "max_bad_fraction",
     "max_nan_fraction",
     "max_memory_gb",
+    "cache",
     "mask_value",
     "bands",
     "file_column",
@@ -73,6 +74,7 @@ class DataConfig(Section):
     balanced: bool = False  # a weighted random sampler: every class is drawn equally often
     batch_size: PositiveInt = 64
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
+    cache: bool = True  # keep thousands of files, once read, as one array in the cache folder (docs/data.md)
     # For a path "preset:NAME":
     fidelity: str = "physical"
     seed: Annotated[int, Field(ge=0)] = 1  # of the simulated images; a test set wants another one
@@ -207,6 +209,8 @@ class TrainConfig(Section):
     devices: PositiveInt = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: bool = True
+    # Of the network, by torch.compile; reduce-overhead replays CUDA graphs. On a CPU the gain is small (docs).
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
     export: list[Literal["json", "json.gz", "onnx"]] = []
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from deeplense.data import fits, hdf5, npy, pictures
+from deeplense.data import cache, fits, hdf5, npy, pictures
 from deeplense.data.files import as_text
-from deeplense.data.gather import Gathered, Reading, gather, gather_one
+from deeplense.data.gather import Gathered, Reading, Room, gather, gather_one
 from deeplense.data.npy import BadImage
 from deeplense.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 Bands = Sequence[str] | None
+_THREADS = 8  # more than cores, for they wait for the disk
 _MOST_SCALES = 9  # files of a set that are asked for their pixel scale
 
 
@@ -31,6 +33,7 @@ class Format:
     peek: Callable[[Path, Bands], tuple[int, ...]]
     load: Callable[[Path, Bands], tuple[np.ndarray, float | None]]
     pixel_scale: Callable[[Path], float | None]
+    is_parallel: bool = False  # several files are read at the same time
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def _peek_npy(path: Path, bands: Bands) -> tuple[int, ...]:
 
 # In this order where a folder holds as many files of one as of another: pictures beside data are previews.
 FORMATS = (
-    Format("npy", (".npy",), _peek_npy, lambda path, _: npy.read_file(path), lambda _: None),
+    Format("npy", (".npy",), _peek_npy, lambda path, _: npy.read_file(path), lambda _: None, is_parallel=True),
     Format("FITS", fits.ENDINGS, fits.peek, _without_mass(fits.read), fits.pixel_scale),
     Format("HDF5", hdf5.ENDINGS, hdf5.peek, _without_mass(hdf5.read), hdf5.pixel_scale),
     Format("picture", pictures.ENDINGS, pictures.peek, _without_mass(pictures.read), pictures.pixel_scale),
@@ -80,9 +83,19 @@ def stem(name: str) -> str:
 def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gathered:
     """The good images of ``items``; raises DataError as ``gather`` does."""
     _warn_of_more_images(items[0])
+    read = partial(_read_items, source, items, reading)
+    if not reading.cache or len(items) < cache.MANY:
+        return read()
+    return cache.remembered((file for item in items for file in item.files), reading, read)
+
+
+def _read_items(source: object, items: Sequence[Item], reading: Reading, room: Room | None = None) -> Gathered:
+    form = format_of(items[0].files[0].name)
+    threads = _THREADS if form is not None and form.is_parallel else 1
+    with ThreadPoolExecutor(threads) as pool:
+        shapes = list(pool.map(_peek, items, chunksize=64) if threads > 1 else map(_peek, items))
     names = [as_text(item.name) for item in items]
-    shapes = [_peek(item) for item in items]
-    return gather(source, names, shapes, (partial(_load, item) for item in items), reading)
+    return gather(source, names, shapes, (partial(_load, item) for item in items), reading, room, threads)
 
 
 def gather_file(file: Path, reading: Reading) -> Gathered:

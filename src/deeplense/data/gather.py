@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+# Images that are read before the first of them is used: enough to keep all threads busy.
+_WINDOW = 256
+# Makes an uninitialised float32 array of a shape.
+Room = Callable[[tuple[int, ...]], np.ndarray]
 # Reads one image, real numbers (C, H, W), with the axion mass where there is one; raises BadImage.
 Load = Callable[[], tuple[np.ndarray, float | None]]
 
@@ -35,6 +42,7 @@ class Reading:
     file_column: str | None = None
     label_column: str | None = None
     progress: bool = False
+    cache: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_bad_fraction", "max_nan_fraction"):
@@ -97,6 +105,8 @@ def gather(
     shapes: Sequence[tuple[int, ...] | BadImage],
     loads: Iterable[Load],
     reading: Reading,
+    room: Room | None = None,
+    threads: int = 1,
 ) -> Gathered:
     """Read every image, leave out the bad ones and say which.
 
@@ -106,6 +116,8 @@ def gather(
         shapes: (C, H, W) of each image, or the BadImage that says why there is none, length N.
         loads: reads one image each, length N.
         reading: see Reading.
+        room: makes the array to fill; ``memory.empty`` if not given.
+        threads: that read at the same time.
 
     Raises:
         DataError: more than ``reading.max_bad_fraction`` are bad, or no image is left.
@@ -118,8 +130,9 @@ def gather(
         elif shape != usual:
             offers.reject(place, f"shape {shape} where most are {usual}")
     offers.check()
-    images = memory.empty((len(names) - len(offers.bad), *(usual or (1, 1, 1))), reading.max_memory_gb)
-    kept, masses, nan = _fill(images, offers, loads)
+    shape = (len(names) - len(offers.bad), *(usual or (1, 1, 1)))
+    images = room(shape) if room else memory.empty(shape, reading.max_memory_gb)
+    kept, masses, nan = _fill(images, offers, loads, threads)
     if not kept:
         raise DataError(f"none of the {len(names)} images in {source} can be used: {offers.some()}")
     for place, reason in sorted(offers.bad.items()):
@@ -163,26 +176,49 @@ def _count(missing: int) -> Counter[str]:
 
 
 def _fill(
-    images: np.ndarray, offers: _Offers, loads: Iterable[Load]
+    images: np.ndarray, offers: _Offers, loads: Iterable[Load], threads: int
 ) -> tuple[list[int], list[float | None], Counter[str]]:
-    """Load into the rows of ``images`` one after the other; places of the good ones, their masses, numbers of NaN."""
+    """Load into the rows of ``images``, in order; places of the good ones, their masses, numbers of NaN."""
     kept: list[int] = []
     masses: list[float | None] = []
     nan: Counter[str] = Counter()
-    for place, load in enumerate(_with_progress(loads, len(offers.names), offers.reading)):
-        if place in offers.bad:
-            continue
-        try:
-            image, mass = load()
-            images[len(kept)], missing = usable(image, offers.reading)
-        except BadImage as reason:
-            offers.reject(place, str(reason))
+    wanted = ((place, load) for place, load in enumerate(loads) if place not in offers.bad)
+    total = len(offers.names) - len(offers.bad)
+    for place, found in _with_progress(_loaded(wanted, offers.reading, threads), total, offers.reading):
+        if isinstance(found, BadImage):
+            offers.reject(place, str(found))
             offers.check()
             continue
+        images[len(kept)], missing, mass = found
         nan.update(_count(missing))
         kept.append(place)
         masses.append(mass)
     return kept, masses, nan
+
+
+_Loaded = tuple[np.ndarray, int, float | None]
+
+
+def _loaded(
+    wanted: Iterable[tuple[int, Load]], reading: Reading, threads: int
+) -> Iterator[tuple[int, _Loaded | BadImage]]:
+    """Places with image, number of missing pixels and mass, or the reason why there is none; a few ahead of the use."""
+
+    def read(item: tuple[int, Load]) -> tuple[int, _Loaded | BadImage]:
+        place, load = item
+        try:
+            image, mass = load()
+            return place, (*usable(image, reading), mass)
+        except BadImage as reason:
+            return place, reason
+
+    if threads == 1:
+        yield from map(read, wanted)
+        return
+    wanted = iter(wanted)
+    with ThreadPoolExecutor(threads) as pool:
+        while window := list(islice(wanted, _WINDOW)):
+            yield from pool.map(read, window)
 
 
 def _usual_shape(shapes: Iterable[tuple[int, ...] | BadImage]) -> tuple[int, ...] | None:
@@ -190,10 +226,10 @@ def _usual_shape(shapes: Iterable[tuple[int, ...] | BadImage]) -> tuple[int, ...
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _with_progress(loads: Iterable[Load], total: int, reading: Reading) -> Iterator[Load]:
+def _with_progress(found: Iterable[T], total: int, reading: Reading) -> Iterator[T]:
     if not reading.progress:
-        yield from loads
+        yield from found
         return
     from rich.progress import track
 
-    yield from track(loads, description="reading images", total=total, transient=True)
+    yield from track(found, description="reading images", total=total, transient=True)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,18 @@ def empty(shape: tuple[int, ...], max_memory_gb: float) -> np.ndarray:
                 f"{tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a larger disk or raise max_memory_gb"
             ) from error
         return np.memmap(file, np.float32, mode="r+", shape=shape)  # keeps its own handle of the file
+
+
+def mapped_npy(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new .npy file of float32 numbers, mapped for writing; its room on the disk is taken at once.
+
+    Raises:
+        OSError: there is not enough room.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    with path.open("r+b") as file:
+        _reserve(file.fileno(), path.stat().st_size)
+    return array
 
 
 def _reserve(descriptor: int, num_bytes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,20 +15,30 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from deeplense.data import split
+from deeplense.data.prefetch import Prefetched
+from deeplense.data.rows import is_mapped
 from deeplense.data.sampler import BalancedSampler
 from deeplense.data.schema import LensSet
+from deeplense.data.transform import IN_CACHE, chunks
 from deeplense.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
+Batches = DataLoader[Batch] | Prefetched
 
 
 class LensDataset(Dataset[Batch]):
-    """A LensSet that hands out whole batches: one gather from the array instead of a Python call per image."""
+    """A LensSet that hands out whole batches: one gather from the array instead of a Python call per image.
 
-    def __init__(self, lens_set: LensSet, params: Sequence[str] = ()) -> None:
+    Args:
+        params: columns of the truth table that batches hold as well.
+        held: the images in place of the set's own, on the device where they are wanted.
+    """
+
+    def __init__(self, lens_set: LensSet, params: Sequence[str] = (), held: Tensor | None = None) -> None:
         self.lens_set, self.params = lens_set, param_values(lens_set, params) if params else None
+        self.held = held
 
     def __len__(self) -> int:
         return len(self.lens_set)
@@ -37,12 +47,17 @@ class LensDataset(Dataset[Batch]):
         return {name: column[0] for name, column in self.__getitems__([index]).items()}
 
     def __getitems__(self, index: Sequence[int]) -> Batch:
-        """Images float32 (B, C, H, W) as read, their labels int64 (B,) where known, their places int64 (B,).
+        """Images float32 (B, C, H, W) as read or held, their labels int64 (B,) where known, their places int64 (B,).
 
         With ``params`` also these columns of the truth table, float32 (B, P).
         """
         rows = np.asarray(index, dtype=np.int64)
-        batch = {"image": torch.from_numpy(self.lens_set.images[rows]), "index": torch.from_numpy(rows)}
+        place = torch.from_numpy(rows)
+        if self.held is None:
+            images = torch.from_numpy(self.lens_set.images[rows])
+        else:
+            images = self.held.index_select(0, place.to(self.held.device))
+        batch = {"image": images, "index": place}
         if self.lens_set.label is not None:
             batch["label"] = torch.from_numpy(np.asarray(self.lens_set.label[rows], dtype=np.int64))
         if self.params is not None:
@@ -83,6 +98,7 @@ class LensDataModule(L.LightningDataModule):
         _check(train, val)
         self.params = tuple(params)
         self.train, self.val, self.batch_size, self.seed, self.balanced = train, val, batch_size, seed, balanced
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -118,39 +134,73 @@ class LensDataModule(L.LightningDataModule):
         """The columns ``params`` of the training images' truth table, float32, (N, P)."""
         return param_values(self.train, self.params)
 
+    def hold(self, device: torch.device, prepare: Callable[[Tensor], Tensor] | None, max_gb: float) -> bool:
+        """Keep all images as one array each on the device, if they fit there; whether batches are prepared now.
+
+        A step then gathers rows by number: nothing is read, copied between devices or prepared again.
+
+        Args:
+            prepare: what happens to all images (B, C, H, W) before the network, if it may happen beforehand.
+            max_gb: memory of a CPU that they may take; of a GPU it is half of what is free.
+        """
+        self._held = None
+        if device.type == "cpu" and prepare is None:
+            return False  # they lie in memory already, or are mapped from disk
+        sets, example = (self.train, self.val), torch.from_numpy(np.array(self.train.images[:1]))
+        one = example if prepare is None else prepare(example.to(device))
+        size = one.nbytes * sum(map(len, sets))
+        room = max_gb * 1e9 if device.type != "cuda" else 0.5 * torch.cuda.mem_get_info(device)[0]
+        if size > room:
+            logger.info("%.1f GB of images stay where they are: %.1f GB may be held in memory", size / 1e9, room / 1e9)
+            return False
+        self._held = _held(self.train, one, prepare), _held(self.val, one, prepare)
+        return prepare is not None
+
     def fingerprint(self) -> dict[str, str]:
         """Names the training and the validation images."""
         return {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Batches:
         return self._loader(self.train, is_training=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> Batches:
         return self._loader(self.val, is_training=False)
 
-    def _loader(self, lens_set: LensSet, is_training: bool) -> DataLoader[Batch]:
+    def _loader(self, lens_set: LensSet, is_training: bool) -> Batches:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        dataset = LensDataset(lens_set, self.params)
+        held = self._held[0 if is_training else 1] if self._held else None
+        dataset = LensDataset(lens_set, self.params, held)
         sampler: DistributedSampler[Batch] | BalancedSampler
         if is_training and self.balanced:
             assert lens_set.label is not None
             sampler = BalancedSampler(lens_set.label, replicas, rank, self.seed)
         else:
             sampler = DistributedSampler(dataset, replicas, rank, shuffle=is_training, seed=self.seed)
-        return DataLoader(
+        loader = DataLoader(
             dataset,
             self.batch_size,
             sampler=sampler,
             collate_fn=as_is,
             # A batch of one image has no batch statistics: an incomplete last batch waits for another epoch's order.
             drop_last=is_training and len(sampler) > self.batch_size,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=held is None and torch.cuda.is_available(),
             generator=torch.Generator(),  # the loader draws its worker seed here, not from the global generator
         )
+        return Prefetched(loader) if held is None and is_mapped(lens_set.images) else loader
 
 
 def as_is(batch: Any) -> Any:
     return batch
+
+
+@torch.no_grad()
+def _held(lens_set: LensSet, one: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """All images of a set, prepared, where ``one`` of them lies."""
+    held = one.new_empty(len(lens_set), *one.shape[1:])
+    for rows, part in zip(torch.arange(len(held)).split(IN_CACHE), chunks(lens_set.images, IN_CACHE), strict=True):
+        part = part.to(one.device)
+        held[rows[0] : rows[-1] + 1] = part if prepare is None else prepare(part)
+    return held
 
 
 def param_values(lens_set: LensSet, names: Sequence[str]) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,13 +50,20 @@ def read_header(stream: IO[bytes]) -> Header:
         version = npy_format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise BadImage(f"npy format {version[0]}.{version[1]}, which no array of plain numbers has")
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        header = Header(*read(stream))
+        length = stream.read(2 if version == (1, 0) else 4)
+        header = _parse_header(version, length, stream.read(int.from_bytes(length, "little")))
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
         raise BadImage("not a .npy file, or its header is broken") from error
     if header.dtype.kind not in "biufO" or header.dtype.subdtype or min(header.shape, default=0) < 0:
         raise BadImage(f"values of type {header.dtype} in the shape {header.shape}, not real numbers")
     return header
+
+
+@lru_cache(maxsize=64)
+def _parse_header(version: tuple[int, int], length: bytes, text: bytes) -> Header:
+    """The files of a set mostly have the same header, and numpy takes longer to parse it than to read the pixels."""
+    read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    return Header(*read(io.BytesIO(length + text)))
 
 
 def read_values(stream: IO[bytes], header: Header, available: int) -> np.ndarray:

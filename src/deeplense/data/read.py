@@ -45,6 +45,7 @@ def read(
     file_column: str | None = None,
     label_column: str | None = None,
     progress: bool = False,
+    cache: bool = False,
 ) -> LensSet:
     """Read an image set; values stay as stored, only their type becomes float32.
 
@@ -82,6 +83,7 @@ def read(
         file_column: of a table: the column of file names; if not given, the first of ``table.FILE_COLUMNS``.
         label_column: of a table: the column of classes; if not given, the first of ``table.LABEL_COLUMNS``; "": none.
         progress: show a bar.
+        cache: keep what thousands of files hold as one array for the next time (see ``data.cache``).
 
     Raises:
         DataError: nothing there, no images, too many bad ones, or a pickle that would run code.
@@ -96,6 +98,7 @@ def read(
         file_column=file_column,
         label_column=label_column,
         progress=progress,
+        cache=cache,
     )
     try:
         return _read_folder(source, split, reading) if source.is_dir() else _read_file(source, split, reading)

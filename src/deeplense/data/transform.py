@@ -16,7 +16,8 @@ from deeplense.config import AugmentConfig
 from deeplense.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
-CHUNK = 512  # images at a time while statistics stream over a data set
+CHUNK = 512  # images at a time while something streams over a data set
+IN_CACHE = 64  # so many stay in a processor's cache from one pass over their pixels to the next
 _TINY = 1e-30  # a scale that no image has: constant ones come out as 0, not as NaN
 
 
@@ -77,9 +78,9 @@ class Preprocess(nn.Module):
             DataError: all pixels of a channel are equal.
         """
         if self.stretch == "asinh":
-            self.softening = _moments(self._clipped(self.framed(x)) for x in chunks(images))[1]
+            self.softening = _moments(self._clipped(self.framed(x)) for x in chunks(images, IN_CACHE))[1]
         summary = _middle if self.scale == "range" else _moments
-        self.mean, self.std = summary(self._prepared(x) for x in chunks(images))
+        self.mean, self.std = summary(self._prepared(x) for x in chunks(images, IN_CACHE))
         if constant := torch.nonzero(~(self.std.flatten() > 0)).flatten().tolist():
             where = "of the training images" if len(constant) == images.shape[1] else f"of their channel {constant[0]}"
             raise DataError(f"every pixel {where} has the same value: nothing can be learnt from them")
@@ -120,6 +121,11 @@ class Preprocess(nn.Module):
         return self.input_size if self.crop is None else (self.crop, self.crop)
 
     @property
+    def is_symmetric(self) -> bool:
+        """Whether it does the same to an image that was mirrored or turned by quarters: the crop is in the middle."""
+        return self.crop is None or all((side - self.crop) % 2 == 0 for side in self.input_size)
+
+    @property
     def zoom(self) -> float:
         """Pixels of the images as read that one pixel of a :meth:`framed` image is wide."""
         return 1.0 if self.size is None else (self.crop or self.input_size[1]) / self.size
@@ -153,6 +159,12 @@ class Augment(nn.Module):
         self.config = config
         self.kornia = _kornia(config)
 
+    @property
+    def only_turns(self) -> bool:
+        """Whether images are mirrored and turned by quarters and otherwise left alone."""
+        config = self.config
+        return config == AugmentConfig(flips=config.flips, quarter_turns=config.quarter_turns)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         return self.traced(images)[0]
@@ -163,6 +175,10 @@ class Augment(nn.Module):
         What was at (x, y) about the middle of the image is now at M (x, y, 1), in pixels. Mirrorings, quarter turns and
         affine changes are traced, ``shift`` and ``crop`` are not.
         """
+        with torch.autocast(images.device.type, enabled=False):  # of half precision, positions would be off by pixels
+            return self._traced(images)
+
+    def _traced(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images, element = _randomly_turned(images, self.config.flips, self.config.quarter_turns)
         moved = F.pad(d4_matrices().to(images.device)[element], (0, 1))
         if self.config.shift:
@@ -234,11 +250,13 @@ def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> tuple[
         )
     if not allowed:
         return images, torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    choice = torch.randint(len(allowed), (len(images),)).to(images.device)
-    turned = torch.empty_like(images)
-    for i, element in enumerate(allowed):
-        turned[choice == i] = d4(images[choice == i], element)
-    return turned, torch.tensor(allowed, device=images.device)[choice]
+    choice = torch.randint(len(allowed), (len(images),))  # on the CPU: a GPU would be waited for to count them
+    alike, turned = choice.argsort().split(torch.bincount(choice, minlength=len(allowed)).tolist()), images.clone()
+    for element, places in zip(allowed, alike, strict=True):
+        if element and len(places):
+            places = places.to(images.device)
+            turned.index_copy_(0, places, d4(images.index_select(0, places), element))
+    return turned, torch.tensor(allowed)[choice].to(images.device)
 
 
 def _then(moved: Tensor, matrix: Tensor, shape: torch.Size) -> Tensor:
@@ -314,26 +332,29 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def chunks(images: np.ndarray) -> Iterator[Tensor]:
+def chunks(images: np.ndarray, size: int = CHUNK) -> Iterator[Tensor]:
     """A few images (n, C, H, W) at a time, in order, copied from an array that may be memory-mapped."""
-    for start in range(0, len(images), CHUNK):
-        yield torch.from_numpy(np.array(images[start : start + CHUNK]))
+    for start in range(0, len(images), size):
+        yield torch.from_numpy(np.array(images[start : start + size]))
 
 
 def _moments(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, shape (C, 1, 1) each, summed in float64 about the first chunk's mean."""
+    """Mean and standard deviation per channel, shape (C, 1, 1) each.
+
+    Single images are summed in float32 about the mean of the first ones, their sums in float64.
+    """
     shift, count, total, squares = None, 0, torch.zeros(()), torch.zeros(())
-    for chunk in parts:
-        x = chunk.double()
+    for x in parts:
         shift = x.mean(dim=(0, 2, 3), keepdim=True) if shift is None else shift
-        total = total + (x - shift).sum(dim=(0, 2, 3))
-        squares = squares + (x - shift).square().sum(dim=(0, 2, 3))
-        count += x[:, 0].numel()
+        x = x - shift
+        total = total + x.mean(dim=(2, 3)).double().sum(0)
+        squares = squares + x.square_().mean(dim=(2, 3)).double().sum(0)
+        count += len(x)
     if shift is None:
         raise DataError("there are no training images to take the mean of")
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
-    return (shift.flatten() + mean).float()[:, None, None], std.float()[:, None, None]
+    return (shift.flatten().double() + mean).float()[:, None, None], std.float()[:, None, None]
 
 
 def _middle(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

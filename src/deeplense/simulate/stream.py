@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deeplense.config import Config, parse_settings
-from deeplense.data.module import Batch, LensDataModule, as_is, param_values
+from deeplense.data.module import Batch, Batches, LensDataModule, as_is, param_values
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
 from deeplense.simulate.generate import BLOCK, Simulator, check_number, concatenate
@@ -119,7 +120,11 @@ class StreamDataModule(LensDataModule):
             return np.array([1 - world.positive_fraction, world.positive_fraction])
         return super().train_prevalence
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def hold(self, device: torch.device, prepare: Callable[[Tensor], Tensor] | None, max_gb: float) -> bool:
+        """Images that are new in every epoch cannot be held."""
+        return False
+
+    def train_dataloader(self) -> Batches:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = BlockSampler(self.dataset.num, self.seed, replicas, rank)
         return DataLoader(

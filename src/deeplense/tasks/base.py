@@ -31,6 +31,9 @@ class LensTask(L.LightningModule):
 
     score_name = "score"  # what the validation score is, for people; larger is better
     needs_labels = True  # whether training makes no sense without classes
+    prepares_ahead = False  # whether :meth:`step` sees images through :meth:`prepared` alone
+    half_precision = True  # whether ``train.precision = "auto"`` may choose it
+    is_prepared = False  # whether the images of batches have been through ``preprocess``
     # Other trained tasks that it works with: the folder inside of the run folder, which is also the attribute's name.
     parts: ClassVar[Mapping[str, type[LensTask]]] = {}
 
@@ -89,6 +92,15 @@ class LensTask(L.LightningModule):
 
     # What they share.
 
+    @property
+    def may_prepare_ahead(self) -> bool:
+        """Whether all images may be prepared once, before training, since mirroring and turning commute with it."""
+        return self.prepares_ahead and self.augment.only_turns and self.preprocess.is_symmetric
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images of a batch as the network wants them."""
+        return images if self.is_prepared else self.preprocess(images)
+
     def _layout(self, images: Tensor) -> Tensor:
         last = self.config.train.channels_last
         return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -119,7 +131,9 @@ class LensTask(L.LightningModule):
         return {name: column[torch.from_numpy(place).to(column.device)] for name, column in columns.items()}
 
     def configure_optimizers(self) -> Any:
-        return configure(self.config.optim, self.network, int(self.trainer.estimated_stepping_batches))
+        train = self.config.train
+        is_fused = not (train.precision == "16-mixed" and train.clip) and self.device.type in ("cpu", "cuda")
+        return configure(self.config.optim, self.network, int(self.trainer.estimated_stepping_batches), is_fused)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         # Lightning would move the plateau schedule after the checkpoint is written: on_train_epoch_end does it before.

@@ -31,6 +31,7 @@ class Classifier(Reader):
         train_shares: how often the network met each class in training, weights included, (K,).
     """
 
+    prepares_ahead = True
     class_weights: Tensor
 
     def __init__(
@@ -93,7 +94,7 @@ class Classifier(Reader):
         return self.network(self._layout(self.preprocess(images)))
 
     def step(self, batch: Batch, images: Tensor) -> Columns:
-        output = self(images)
+        output = self.network(self._layout(self.prepared(images)))
         return {"loss": self.loss(output, batch), **self.truth(output, batch)}
 
     def finish_on(self, data: LensDataModule) -> None:

@@ -47,6 +47,7 @@ class InversionTask(Reader):
 
     score_name = "log-likelihood of the true parameters"
     needs_labels = False
+    half_precision = False  # lens equation and PSF take part in the loss
     network: Inverter
     telescope: Telescope | None = None
     known: Mapping[str, float] = MappingProxyType({})

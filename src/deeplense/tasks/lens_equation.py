@@ -34,6 +34,7 @@ class LensEquationTask(SubstructureTask):
     Images without an arc, or without a true source position, count by their cross-entropy alone.
     """
 
+    prepares_ahead = False  # the arc is looked for in the image as it is
     _pixel_scale = PIXEL_SCALE
 
     @classmethod

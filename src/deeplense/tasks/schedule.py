@@ -12,10 +12,14 @@ from torch.optim import lr_scheduler
 from deeplense.config import OptimConfig, PhysicsConfig
 
 
-def configure(config: OptimConfig, network: nn.Module, steps: int) -> dict[str, Any]:
-    """What Lightning's ``configure_optimizers`` returns, for a run of ``steps`` optimiser steps."""
+def configure(config: OptimConfig, network: nn.Module, steps: int, is_fused: bool = True) -> dict[str, Any]:
+    """What Lightning's ``configure_optimizers`` returns, for a run of ``steps`` optimiser steps.
+
+    Args:
+        is_fused: update all weights in one kernel; not possible where gradients are unscaled and clipped before.
+    """
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config.name]
-    optimizer = kind(_groups(network, config.weight_decay), lr=config.lr)
+    optimizer = kind(_groups(network, config.weight_decay), lr=config.lr, fused=is_fused)
     return {"optimizer": optimizer, "lr_scheduler": _schedule(config, optimizer, steps)}
 
 

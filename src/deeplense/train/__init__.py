@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from deeplense.config import Config
 from deeplense.data.module import LensDataModule
 from deeplense.errors import ConfigError, RunError
+from deeplense.simulate.generate import can_compile
 from deeplense.tasks import LensTask
 from deeplense.train import folder
 from deeplense.train.build import build_task
@@ -32,7 +33,7 @@ from deeplense.train.load import load_data
 from deeplense.train.physics import fit_physics
 from deeplense.train.start import ALONE, Place, adopt
 
-__all__ = ["build_task", "check_free", "fit", "load_data"]
+__all__ = ["build_task", "check_free", "fit", "hold", "load_data", "precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +60,29 @@ def _fit_run(config: Config, data: LensDataModule, place: Place = ALONE, *, prog
     task = build_task(config, data, place)
     keeper = Keeper(run, config.seed, config.train.patience, task.score_name)
     with _quiet(), _stopping(run, keeper):
-        trainer = _trainer(config, keeper, progress)
+        trainer = _trainer(config, task, keeper, progress)
         checkpoint = folder.prepare(config, data)  # nothing is written for settings that cannot work
+        hold(task, data, trainer.strategy.root_device)
+        _compile(task)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             _finish(task.to(trainer.strategy.root_device), data, keeper)
     return run
 
 
-def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
+def hold(task: LensTask, data: LensDataModule, device: torch.device) -> None:
+    """Images of ``data`` where the task is trained and, if they may be, as its network wants them."""
+    prepare = task.preprocess.to(device) if task.may_prepare_ahead else None
+    task.is_prepared = data.hold(device, prepare, task.config.data.max_memory_gb)
+
+
+def _compile(task: LensTask) -> None:
+    mode = task.config.train.compile
+    if mode != "no" and can_compile():
+        task.network.compile(mode=mode)
+
+
+def _trainer(config: Config, task: LensTask, keeper: Keeper, progress: bool) -> L.Trainer:
     train = config.train
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing changes on a CPU
     callbacks: list[Callback] = [*_grids(config), *([average(train.ema)] if train.ema else [])]
@@ -77,7 +92,7 @@ def _trainer(config: Config, keeper: Keeper, progress: bool) -> L.Trainer:
             accelerator=train.accelerator,
             devices=train.devices,
             strategy=_strategy(config),
-            precision=_precision(config),
+            precision=precision(config, task),
             max_epochs=train.epochs,
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=train.clip or None,
@@ -107,13 +122,20 @@ def _strategy(config: Config) -> str:
     return "ddp_find_unused_parameters_true" if config.train.freeze else "ddp"
 
 
-def _precision(config: Config) -> Any:
-    """Half precision where the device gains from it: not on a CPU, where it is slower."""
+def precision(config: Config, task: LensTask) -> Any:
+    """Half precision where the device multiplies it faster and the task bears it (docs/performance.md)."""
     train = config.train
     if train.precision != "auto":
         return train.precision
     on_gpu = train.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    multiplies = torch.cuda.is_bf16_supported() if on_gpu else _cpu_multiplies_bf16()
+    return "bf16-mixed" if multiplies and task.half_precision else "32-true"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for it; without, it is emulated and slower than float32."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _loggers(config: Config) -> list[Logger]:

@@ -23,6 +23,7 @@ from deeplense.errors import RunError
 
 logger = logging.getLogger(__name__)
 LAST, METRICS = "last.ckpt", "metrics.csv"
+LOOK_EVERY = 50  # steps on a GPU after which the losses are looked at
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,6 +48,7 @@ class Keeper(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.began = 0.0
+        self._losses: list[tuple[int, int, Tensor]] = []  # step, batch and loss, not looked at yet
 
     @property
     def best_row(self) -> dict[str, float]:
@@ -67,12 +69,21 @@ class Keeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not math.isfinite(outputs["loss"]):
-            raise self._lost(
-                trainer, f"training loss is not a number at step {trainer.global_step}, batch {batch_idx + 1}"
-            )
+        self._losses.append((trainer.global_step, batch_idx + 1, outputs["loss"].detach()))
+        # To look at a number on a GPU is to wait for it.
+        if pl_module.device.type == "cpu" or len(self._losses) >= LOOK_EVERY:
+            self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        """Stop at the first loss that is no number."""
+        losses, self._losses = self._losses, []
+        for (step, batch, _), loss in zip(losses, torch.stack([x for *_, x in losses]).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise self._lost(trainer, f"training loss is not a number at step {step}, batch {batch}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._losses:
+            self._look(trainer)
         row = self._row(trainer)
         if not math.isfinite(row["train_loss"]) or not math.isfinite(row["val_loss"]):
             raise self._lost(trainer, f"validation loss is not a number after step {trainer.global_step}, at the end")

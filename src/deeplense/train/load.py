@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from deeplense.config import Config, DataConfig
-from deeplense.data import memory, split
+from deeplense.data import split
 from deeplense.data.classes import align
 from deeplense.data.module import LensDataModule
 from deeplense.data.read import find_splits, read
+from deeplense.data.rows import Rows
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError, DataError
 from deeplense.simulate import stream
 from deeplense.tasks import get
 
 logger = logging.getLogger(__name__)
-CHUNK = 1024  # images copied at a time
 # Columns of params whose equal values keep images on one side when a validation part is split off; the first counts.
 # Sources before lenses: only lenses have a source, so that knowing a galaxy would be knowing the answer.
 _GROUPS = ("source_galaxy", "lens_galaxy", "sky_group", "group")
@@ -71,7 +72,7 @@ def _split_off(whole: LensSet, config: Config) -> tuple[LensSet, LensSet]:
         rows = split.stratified_split(label, fraction, config.seed, whole.classes)
     else:
         rows = split.grouped_split(groups, fraction, config.seed, label)
-    train, val = (_part(whole, index, config.data.max_memory_gb) for index in rows)
+    train, val = (_part(whole, index) for index in rows)
     return train, val
 
 
@@ -102,7 +103,7 @@ def _thinned(train: LensSet, config: Config) -> LensSet:
     if data.fraction == 1:
         return train
     rows = split.stratified_fraction(_labels(train, config), data.fraction, config.seed, train.classes)
-    return _part(train, rows, data.max_memory_gb)
+    return _part(train, rows)
 
 
 def _labels(lens_set: LensSet, config: Config) -> np.ndarray:
@@ -116,10 +117,8 @@ def _labels(lens_set: LensSet, config: Config) -> np.ndarray:
     return lens_set.label
 
 
-def _part(whole: LensSet, rows: np.ndarray, max_memory_gb: float) -> LensSet:
-    """``whole.select(rows)``, but a set that does not fit in memory stays on disk."""
-    images = memory.empty((len(rows), *whole.images.shape[1:]), max_memory_gb)
-    for start in range(0, len(rows), CHUNK):
-        images[start : start + CHUNK] = whole.images[rows[start : start + CHUNK]]
+def _part(whole: LensSet, rows: np.ndarray) -> LensSet:
+    """``whole.select(rows)``, without a copy of the images."""
     nothing = np.broadcast_to(np.float32(0), whole.images.shape)
-    return replace(replace(whole, images=nothing[:, :0]).select(rows), images=images)
+    rest = replace(whole, images=nothing[:, :0]).select(rows)
+    return replace(rest, images=cast(np.ndarray, Rows(whole.images, rows)))
