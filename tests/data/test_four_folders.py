@@ -134,7 +134,7 @@ def test_settings_reach_the_reader(four, tmp_path):
     data = parse_data([f"data={four}", "data.max_nan_fraction=0.25", "data.mask_value=100", "data.bands=['g', 'r']"])
     assert data.reading() == {
         **{"max_bad_fraction": 0.01, "max_nan_fraction": 0.25, "max_memory_gb": 8.0, "mask_value": 100.0},
-        **{"bands": ["g", "r"], "file_column": None, "label_column": None},
+        **{"bands": ["g", "r"], "file_column": None, "label_column": None, "cache": True},
     }
     assert config.DataConfig().reading().keys() == config.READING - {"path"}
     read(four, split="test", **config.DataConfig().reading())

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from deeplense import config, train, weights
+from deeplense.data.rows import is_mapped
 from deeplense.errors import ConfigError, DataError, ModelError, RunError
 from deeplense.predict import Predictor
 from deeplense.tasks import DiffusionTask
@@ -313,7 +314,7 @@ def test_validation_images_are_not_the_training_images(tmp_path):
 def test_load_data_keeps_large_sets_on_disk(tmp_path):
     path = write_folder(lens_set(60), tmp_path / "all")
     module = train.load_data(tiny(tmp_path / "run", f"data={path}", "data.max_memory_gb=1e-6"))
-    assert isinstance(module.train.images, np.memmap)
+    assert is_mapped(module.train.images) and is_mapped(module.val.images)
 
 
 def test_load_data_without_images_or_labels(tmp_path):

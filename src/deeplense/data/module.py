@@ -37,8 +37,13 @@ class LensDataset(Dataset[Batch]):
     """
 
     def __init__(self, lens_set: LensSet, params: Sequence[str] = (), held: Tensor | None = None) -> None:
-        self.lens_set, self.params = lens_set, param_values(lens_set, params) if params else None
-        self.held = held
+        self.lens_set, self.held = lens_set, held
+        self.device = torch.device("cpu") if held is None else held.device
+        self.columns: Batch = {}
+        if lens_set.label is not None:
+            self.columns["label"] = torch.as_tensor(lens_set.label, dtype=torch.int64, device=self.device)
+        if params:
+            self.columns["params"] = torch.from_numpy(param_values(lens_set, params)).to(self.device)
 
     def __len__(self) -> int:
         return len(self.lens_set)
@@ -52,17 +57,10 @@ class LensDataset(Dataset[Batch]):
         With ``params`` also these columns of the truth table, float32 (B, P).
         """
         rows = np.asarray(index, dtype=np.int64)
-        place = torch.from_numpy(rows)
-        if self.held is None:
-            images = torch.from_numpy(self.lens_set.images[rows])
-        else:
-            images = self.held.index_select(0, place.to(self.held.device))
-        batch = {"image": images, "index": place}
-        if self.lens_set.label is not None:
-            batch["label"] = torch.from_numpy(np.asarray(self.lens_set.label[rows], dtype=np.int64))
-        if self.params is not None:
-            batch["params"] = torch.from_numpy(self.params[rows])
-        return batch
+        place = torch.from_numpy(rows).to(self.device)
+        images = torch.from_numpy(self.lens_set.images[rows]) if self.held is None else self.held.index_select(0, place)
+        columns = {name: column.index_select(0, place) for name, column in self.columns.items()}
+        return {"image": images, "index": place, **columns}
 
 
 class LensDataModule(L.LightningDataModule):

@@ -132,7 +132,8 @@ class LensTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         train = self.config.train
-        is_fused = not (train.precision == "16-mixed" and train.clip) and self.device.type in ("cpu", "cuda")
+        # Lightning does not clip for fused optimisers in mixed precision.
+        is_fused = not train.clip and self.device.type in ("cpu", "cuda")
         return configure(self.config.optim, self.network, int(self.trainer.estimated_stepping_batches), is_fused)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

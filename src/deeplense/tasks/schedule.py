@@ -16,7 +16,7 @@ def configure(config: OptimConfig, network: nn.Module, steps: int, is_fused: boo
     """What Lightning's ``configure_optimizers`` returns, for a run of ``steps`` optimiser steps.
 
     Args:
-        is_fused: update all weights in one kernel; not possible where gradients are unscaled and clipped before.
+        is_fused: update all weights in one kernel.
     """
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[config.name]
     optimizer = kind(_groups(network, config.weight_decay), lr=config.lr, fused=is_fused)
