@@ -33,7 +33,8 @@ import deeplense as dl
 from side_by_side import save
 
 GOAL = 0.95
-OURS = ["physics", "data.compile=true", "physics.inverter_epochs=4", "physics.forward=0", "train.epochs=5"]
+OURS = ["physics", "data.compile=true", "physics.inverter_epochs=3", "physics.forward=0", "physics.steps=6"]
+OURS += ["train.epochs=4"]
 
 
 def child(words: list[str], core: int, log: Path) -> subprocess.Popen[bytes]:

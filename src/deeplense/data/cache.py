@@ -68,14 +68,13 @@ def _key(files: Iterable[Path], reading: Reading) -> str:
     how = asdict(reading)
     digest = hashlib.sha256(repr([LAYOUT, *(how[k] for k in ("max_bad_fraction", "max_nan_fraction"))]).encode())
     digest.update(repr([how[k] for k in ("mask_value", "bands")]).encode())
+    digest.update(os.fsencode(Path.cwd()))
     for file in files:
         try:
             facts = file.stat()
-            digest.update(
-                f"{file.absolute()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
-            )
+            digest.update(os.fsencode(f"{file}\0{facts.st_size}\0{facts.st_mtime_ns}\n"))
         except OSError:
-            digest.update(f"{file.absolute()}\0absent\n".encode("utf-8", "surrogateescape"))
+            digest.update(os.fsencode(f"{file}\0absent\n"))
     return digest.hexdigest()[:32]
 
 

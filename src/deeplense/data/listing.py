@@ -29,7 +29,9 @@ def items(folder: Path, root: Path, bands: Bands = None) -> list[Item]:
     """The images of a folder, named by their place below ``root``; those in its sub-folders only if these are bands
     (``Band1/``, ``Band2/`` ...) or objects (one each, in a file for each band)."""
     if files := _files(folder, warn=True):
-        return _by_suffix(files, root, bands) or [Item(_below(file, root), (file,), bands) for file in files]
+        place = _below(folder, root)
+        prefix = "" if place == "." else f"{place}/"
+        return _by_suffix(files, root, bands) or [Item(prefix + file.name, (file,), bands) for file in files]
     return joined(folder, root, bands)
 
 

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from deeplense.data import split
+from deeplense.data.held import Held
 from deeplense.data.prefetch import Prefetched
 from deeplense.data.rows import is_mapped
 from deeplense.data.sampler import BalancedSampler
 from deeplense.data.schema import LensSet
-from deeplense.data.transform import IN_CACHE, chunks
 from deeplense.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class LensDataset(Dataset[Batch]):
         held: the images in place of the set's own, on the device where they are wanted.
     """
 
-    def __init__(self, lens_set: LensSet, params: Sequence[str] = (), held: Tensor | None = None) -> None:
+    def __init__(self, lens_set: LensSet, params: Sequence[str] = (), held: Held | None = None) -> None:
         self.lens_set, self.held = lens_set, held
         self.device = torch.device("cpu") if held is None else held.device
         self.columns: Batch = {}
@@ -58,7 +58,7 @@ class LensDataset(Dataset[Batch]):
         """
         rows = np.asarray(index, dtype=np.int64)
         place = torch.from_numpy(rows).to(self.device)
-        images = torch.from_numpy(self.lens_set.images[rows]) if self.held is None else self.held.index_select(0, place)
+        images = torch.from_numpy(self.lens_set.images[rows]) if self.held is None else self.held(rows)
         columns = {name: column.index_select(0, place) for name, column in self.columns.items()}
         return {"image": images, "index": place, **columns}
 
@@ -96,7 +96,7 @@ class LensDataModule(L.LightningDataModule):
         _check(train, val)
         self.params = tuple(params)
         self.train, self.val, self.batch_size, self.seed, self.balanced = train, val, batch_size, seed, balanced
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._held: tuple[Held, Held] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -144,14 +144,15 @@ class LensDataModule(L.LightningDataModule):
         self._held = None
         if device.type == "cpu" and prepare is None:
             return False  # they lie in memory already, or are mapped from disk
-        sets, example = (self.train, self.val), torch.from_numpy(np.array(self.train.images[:1]))
-        one = example if prepare is None else prepare(example.to(device))
-        size = one.nbytes * sum(map(len, sets))
+        one = torch.from_numpy(np.array(self.train.images[:1])).to(device)
+        one = one if prepare is None else prepare(one)
+        size = one.nbytes * (len(self.train) + len(self.val))
         room = max_gb * 1e9 if device.type != "cuda" else 0.5 * torch.cuda.mem_get_info(device)[0]
         if size > room:
             logger.info("%.1f GB of images stay where they are: %.1f GB may be held in memory", size / 1e9, room / 1e9)
             return False
-        self._held = _held(self.train, one, prepare), _held(self.val, one, prepare)
+        how = (tuple(one.shape[1:]), one.device, prepare)
+        self._held = Held(self.train.images, *how), Held(self.val.images, *how)
         return prepare is not None
 
     def fingerprint(self) -> dict[str, str]:
@@ -189,16 +190,6 @@ class LensDataModule(L.LightningDataModule):
 
 def as_is(batch: Any) -> Any:
     return batch
-
-
-@torch.no_grad()
-def _held(lens_set: LensSet, one: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """All images of a set, prepared, where ``one`` of them lies."""
-    held = one.new_empty(len(lens_set), *one.shape[1:])
-    for rows, part in zip(torch.arange(len(held)).split(IN_CACHE), chunks(lens_set.images, IN_CACHE), strict=True):
-        part = part.to(one.device)
-        held[rows[0] : rows[-1] + 1] = part if prepare is None else prepare(part)
-    return held
 
 
 def param_values(lens_set: LensSet, names: Sequence[str]) -> np.ndarray:

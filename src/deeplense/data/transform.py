@@ -335,7 +335,9 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 def chunks(images: np.ndarray, size: int = CHUNK) -> Iterator[Tensor]:
     """A few images (n, C, H, W) at a time, in order, copied from an array that may be memory-mapped."""
     for start in range(0, len(images), size):
-        yield torch.from_numpy(np.array(images[start : start + size]))
+        part = images[start : start + size]
+        # Of an ordinary array this is a view, perhaps of a file that cannot be written.
+        yield torch.from_numpy(np.array(part) if isinstance(images, np.ndarray) else part)
 
 
 def _moments(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
