@@ -5,8 +5,7 @@ recipe of configs/substructure.toml (centre crop, square root, mirrored and turn
 configs/brief/substructure.toml, which asks for the same changes as the reference. Both include reading nothing twice:
 the first epoch's reading and preparation is what loading.py measures.
 
-    deeplense simulate common-test --fidelity published --num 9000 --seed 1 --format npy --out data/published-npy
-    python benchmarks/data_path.py data/published-npy
+    python benchmarks/data_path.py
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 import reference
 from deeplense import load_config, load_data
 from deeplense.train import build_task, hold
-from side_by_side import compared, for_seconds, in_turns, save, show
+from side_by_side import compared, for_seconds, in_turns, npy_set, save, show
 
 
 class Stream:
@@ -63,15 +62,16 @@ def of_ours(folder: Path, config: str, *settings: str) -> Stream:
 def main() -> None:
     """Measure in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="class folders of .npy files")
+    parser.add_argument("--folder", type=Path, default=Path("data/benchmark-9000"), help="made if it is not there")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each in a round")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
+    folder = npy_set(args.folder, 9_000)
     streams = {
-        "reference": of_reference(args.folder),
-        "ours": of_ours(args.folder, "substructure"),
-        "ours, the brief's changes": of_ours(args.folder, "brief/substructure", "data.fraction=1"),
+        "reference": of_reference(folder),
+        "ours": of_ours(folder, "substructure"),
+        "ours, the brief's changes": of_ours(folder, "brief/substructure", "data.fraction=1"),
     }
     for stream in streams.values():
         stream()  # workers start

@@ -5,8 +5,7 @@ later that array is mapped. In between, the operating system's own cache of file
 that (root), so that the first time means the disk. The peer is the Dataset of reference.py: it needs mean and standard
 deviation of all files before its first batch, each time.
 
-    deeplense simulate common-test --fidelity published --num 30000 --seed 1 --format npy --compile --out data/big-npy
-    python benchmarks/loading.py data/big-npy
+    python benchmarks/loading.py
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 import reference
 from deeplense import load_config, load_data
 from deeplense.train import build_task, hold
-from side_by_side import save, spread
+from side_by_side import npy_set, save, spread
 
 
 def forget() -> bool:
@@ -59,22 +58,23 @@ def of_reference(folder: Path) -> float:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="class folders of .npy files")
+    parser.add_argument("--folder", type=Path, default=Path("data/benchmark-30000"), help="made if it is not there")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    load_data(load_config("tiny/substructure", [f"data={args.folder}", "data.cache=false", "data.fraction=0.01"]))
+    folder = npy_set(args.folder, 30_000)
+    load_data(load_config("tiny/substructure", [f"data={folder}", "data.cache=false", "data.fraction=0.01"]))
     seconds: dict[str, list[float]] = {name: [] for name in ("reference", "ours, first time", "ours, later")}
     for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-", dir=args.folder.parent) as cache:
+        with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-", dir=folder.parent) as cache:
             os.environ["DEEPLENSE_CACHE"] = cache
             is_cold = forget()
-            seconds["ours, first time"].append(first_batch(args.folder))
-            seconds["ours, later"].append(first_batch(args.folder))
+            seconds["ours, first time"].append(first_batch(folder))
+            seconds["ours, later"].append(first_batch(folder))
         forget()
-        seconds["reference"].append(of_reference(args.folder))
+        seconds["reference"].append(of_reference(folder))
     rows = {name: {"seconds": spread(values)} for name, values in seconds.items()}
-    number = len(reference.files_of(args.folder))
+    number = len(reference.files_of(folder))
     save(args.out, {"files": number, "file_cache_was_emptied": is_cold, "rows": rows})
     for name, row in rows.items():
         print("{0:<18} {min:6.1f} s {median:6.1f} s {max:6.1f} s (min, median, max)".format(name, **row["seconds"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import time
@@ -16,7 +17,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+SIMULATED = 3000
 Rates = dict[str, list[float]]
+
+
+def npy_set(folder: Path, num: int) -> Path:
+    """A folder of ``num`` .npy files of the Common Test, made if it is not there.
+
+    Images beyond the first 3,000 are copies of these under other names, which is all the same to speed.
+    """
+    import deeplense as dl
+
+    made = folder / "made"
+    if not (folder / "done").is_file():
+        dl.write_set(dl.Simulator("common-test", "published", 1, compile=True), min(num, SIMULATED), made, "npy")
+        files = sorted(made.glob("*/*.npy"))
+        for k in range(len(files), num):
+            source = files[k % len(files)]
+            shutil.copyfile(source, source.with_name(f"copy-{k // len(files)}-{source.name}"))
+        (folder / "done").touch()
+    return made
 
 
 def in_turns(works: Mapping[str, Callable[[], float]], rounds: int) -> Rates:
@@ -37,8 +57,7 @@ def compared(rates: Rates, peer: str) -> dict[str, Any]:
     """Spread of the rates, and of their ratios to the peer's in the same round."""
     ratios = {name: [a / b for a, b in zip(values, rates[peer], strict=True)] for name, values in rates.items()}
     return {
-        name: {"images_per_second": spread(values), f"ratio_to_{peer}": spread(ratios[name])}
-        for name, values in rates.items()
+        name: {"images_per_second": spread(values), "ratio": spread(ratios[name])} for name, values in rates.items()
     }
 
 
@@ -60,7 +79,7 @@ def show(title: str, peer: str, rows: Mapping[str, Any]) -> None:
     """A table of what :func:`compared` says."""
     table = Table("", "images/s", f"x {peer}", title=title, title_justify="left")
     for name, row in rows.items():
-        table.add_row(name, shown(row["images_per_second"]), shown(row[f"ratio_to_{peer}"]))
+        table.add_row(name, shown(row["images_per_second"]), shown(row["ratio"]))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

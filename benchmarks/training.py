@@ -5,7 +5,7 @@ optimiser, and bfloat16 where the CPU multiplies it; the same without bfloat16 a
 the brief's random changes (warped images, blur) in place of mirrored and turned copies. Beside them, how close each
 comes to the largest rate of matrix products that was measured here, by counting the operations of a step.
 
-    python benchmarks/training.py data/published-npy
+    python benchmarks/training.py
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import reference
 from deeplense import load_config, load_data
 from deeplense.train import build_task, hold, precision
-from side_by_side import compared, for_seconds, in_turns, save, show, spread
+from side_by_side import compared, for_seconds, in_turns, npy_set, save, show, spread
 
 RESNET = ["model=microsoft/resnet-50", "model.size=128", "data.batch_size=32"]
 
 
-def of_reference_loop(folder: Path) -> Callable[[], int]:
+Step = Callable[[], int]
+
+
+def of_reference_loop(folder: Path) -> Step:
     """A step of the reference; how many images it took."""
     files, model = reference.files_of(folder), reference.network().train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -45,13 +48,16 @@ def of_reference_loop(folder: Path) -> Callable[[], int]:
     return step
 
 
-def of_our_loop(folder: Path, config: str, *settings: str) -> Callable[[], int]:
+def of_our_loop(folder: Path, config: str, *settings: str, is_held: bool = True, is_fused: bool = True) -> Step:
     """A step as Lightning makes it of a task of ours: augmentation, half precision, loss, optimiser."""
-    resolved = load_config(config, [f"data={folder}", *RESNET, *settings])
+    resolved = load_config(config, [f"data={folder}", *settings])
     data = load_data(resolved, progress=False)
     task = build_task(resolved, data).train()
-    hold(task, data, torch.device("cpu"))
-    optimizer = torch.optim.AdamW(task.network.parameters(), 1e-3, fused=True)
+    if is_held:
+        hold(task, data, torch.device("cpu"))
+    if resolved.train.compile != "no":
+        task.network.compile(mode=resolved.train.compile)
+    optimizer = torch.optim.AdamW(task.network.parameters(), 1e-3, fused=is_fused)
     is_half, loader = precision(resolved, task) == "bf16-mixed", data.train_dataloader()
     batches = [iter(loader)]
 
@@ -92,16 +98,17 @@ def ceiling(dtype: torch.dtype, rounds: int = 5) -> dict[str, float]:
 def main() -> None:
     """Measure in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="class folders of .npy files")
+    parser.add_argument("--folder", type=Path, default=Path("data/benchmark-3000"), help="made if it is not there")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each in a round")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
+    folder = npy_set(args.folder, 3_000)
     steps = {
-        "reference": of_reference_loop(args.folder),
-        "ours": of_our_loop(args.folder, "substructure", "model.crop=128"),
-        "ours, float32": of_our_loop(args.folder, "substructure", "model.crop=128", "train.precision=32-true"),
-        "ours, the brief's changes": of_our_loop(args.folder, "brief/substructure", "data.fraction=1"),
+        "reference": of_reference_loop(folder),
+        "ours": of_our_loop(folder, "substructure", *RESNET, "model.crop=128"),
+        "ours, float32": of_our_loop(folder, "substructure", *RESNET, "model.crop=128", "train.precision=32-true"),
+        "ours, the brief's changes": of_our_loop(folder, "brief/substructure", *RESNET, "data.fraction=1"),
     }
     for step in steps.values():
         step()
