@@ -32,8 +32,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
-bench: $(STAMP)  ## side-by-side measurements that take minutes
-	$(BIN)/python benchmarks/simulate.py
+bench: $(STAMP)  ## side-by-side measurements, ten minutes in all; the figures of benchmarks/RESULTS.md took longer
+	$(BIN)/python benchmarks/data_path.py --rounds 5 --seconds 3
+	$(BIN)/python benchmarks/training.py --rounds 3 --seconds 6
+	$(BIN)/python benchmarks/loading.py --rounds 1
+	$(BIN)/python benchmarks/predict.py weights/hsc-finder --rounds 3
+	$(BIN)/python benchmarks/simulate.py --rows points-150 --rounds 5
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
