@@ -142,6 +142,7 @@ def profile(
     ] = None,
 ) -> None:
     """Show where a run's time goes: train a few steps, measure them, and forget them. No run folder is touched."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own notices; read when torch is loaded
     from deeplense import config as configs
     from deeplense import train as training
     from deeplense.train import profile as profiling

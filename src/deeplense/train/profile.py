@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -25,7 +25,7 @@ from deeplense.train.start import adopt
 
 # The parts of a step, and what is in each.
 PARTS = {
-    "data": "wait for the batch, copy it to the device",
+    "data": "next batch, copy to the device",
     "augment": "random changes, preparation",
     "forward": "network and loss",
     "backward": "gradients",
@@ -201,7 +201,7 @@ class _Clock(Profiler):
     def run(self) -> None:
         """Begin to measure."""
         self._wait()
-        self._since = time.perf_counter()
+        self._since = perf_counter()
 
     def halt(self) -> None:
         """No longer measure."""
@@ -212,7 +212,7 @@ class _Clock(Profiler):
         if self._since is None:
             return
         self._wait()
-        now = time.perf_counter()
+        now = perf_counter()
         self.seconds[part] += now - self._since
         self._since = now
 
