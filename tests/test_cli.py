@@ -76,7 +76,9 @@ def test_profile_shows_the_parts_of_a_step_and_leaves_no_run(deeplense, images, 
     assert code == 0, error
     assert output.startswith("2 steps of 16 images on cpu\n")
     rows = dict(line.split(maxsplit=1) for line in output.splitlines() if line)
-    assert {"data", "augment", "forward", "backward", "optimiser", "other", "all", "aten::convolution_backward"} <= {*rows}
+    assert {"data", "augment", "forward", "backward", "optimiser", "other", "all", "aten::convolution_backward"} <= {
+        *rows
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
     assert (deeplense(*words, "--out", tmp_path)[0], len(json.loads((tmp_path / "trace.json").read_text()))) >= (2, 1)
 

@@ -150,7 +150,8 @@ def profile(
     resolved = configs.load(config, settings or [])
     trace = out / profiling.TRACE if out is not None and out.is_dir() else out
     profiling.check(resolved, steps, trace)
-    found = profiling.profile(resolved, training.load_data(resolved), steps, trace)
+    images = training.load_data(resolved, progress=sys.stdout.isatty())
+    found = profiling.profile(resolved, images, steps, trace)
     _print_profile(found)
     if trace is not None:
         print(f"timeline: {trace}; open it in ui.perfetto.dev")

@@ -276,7 +276,7 @@ def _operators(events: Iterable[Any], device: str, steps: int) -> tuple[Operator
     """The operators with the largest self time: of the kernels that they start, where there is a GPU."""
     # Kernels have rows of their own as well, and annotations such as our parts are no operators.
     rows = [e for e in events if e.device_type == DeviceType.CPU and not e.is_user_annotation]
-    microseconds = {e.key: e.self_cpu_time_total if device == "cpu" else e.self_device_time_total for e in rows}
+    microseconds = {e.key: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total for e in rows}
     whole = sum(microseconds.values()) or 1.0
     first = sorted(rows, key=lambda e: -microseconds[e.key])[:NUM_OPERATORS]
     return tuple(
