@@ -244,7 +244,7 @@ def test_the_trace_holds_the_parts_of_each_recorded_step(tmp_path):
         "backward": 2,
     }
     before = trace.read_bytes()
-    with pytest.raises(RunError, match="trace.json exists and is never overwritten"):
+    with pytest.raises(RunError, match=r"trace\.json exists and is never overwritten"):
         profile(tiny(tmp_path / "run"), data(), 2, trace)
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"] and trace.read_bytes() == before
 
