@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a few steps of a run by the clock and under torch.profiler, then forgotten."""
+"""Where the time of a training step goes: a few steps, by the clock and under torch.profiler, and then forgotten."""
 
 from __future__ import annotations
 
