@@ -70,6 +70,21 @@ def test_evaluate_predict_and_export(deeplense, run, images, tmp_path):
     assert (tmp_path / "weights.json.gz").stat().st_size > 0
 
 
+def test_profile_shows_the_parts_of_a_step_and_leaves_no_run(deeplense, images, tmp_path):
+    words = ("profile", "tiny/substructure", f"data={images}", f"out={tmp_path / 'run'}", "--steps", 2)
+    code, output, error = deeplense(*words, "--out", tmp_path)
+    assert code == 0, error
+    assert output.startswith("2 steps of 16 images on cpu\n")
+    rows = dict(line.split(maxsplit=1) for line in output.splitlines() if line)
+    assert {"data", "augment", "forward", "backward", "optimiser", "other", "all", "aten::convolution_backward"} <= {
+        *rows
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    code, _, error = deeplense(*words, "--out", tmp_path)
+    assert (code, "trace.json exists and is never overwritten" in error) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def finder_images(tmp_path_factory):
     return write_folder(finder_set(48), tmp_path_factory.mktemp("finder-images"))
@@ -155,6 +170,10 @@ def broken(folder):
         (["mine", "{finder}", "data=preset:hsc", "--out", "{out}/hard"], "did you mean 'hsc-gri'"),
         (["train", "finetune", "data={lenses}"], "add init=RUN"),
         (["export", "{run}", "--format", "pickle"], "json"),
+        (["profile", "tiny/physics"], "trains in stages"),
+        (["profile", "tiny/substructure", "data={good}", "--out", "{run}/model.json"], "never overwritten"),
+        (["profile", "tiny/substructure", "data={good}", "--out", "{out}/none/trace.json"], "there is no folder"),
+        (["profile", "tiny/substructure", "data={good}", "--out", "{out}/trace.txt"], ".json"),
         (["simulate", "comon-test", "--out", "{out}/set"], "did you mean 'common-test'?"),
         (["simulate", "common-test", "--num", "0", "--out", "{out}/set"], "num=0"),
         (["simulate", "common-test", "--num", "3", "--out", "{good}"], "not empty"),

@@ -133,6 +133,31 @@ def train(
 
 
 @app.command()
+def profile(
+    config: Annotated[str, typer.Argument(help="Name of a config, or a .toml, as of `deeplense train`")],
+    settings: Settings = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured; a few more come before and after")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="New .json, or a folder for trace.json: a timeline for ui.perfetto.dev")
+    ] = None,
+) -> None:
+    """Show where a run's time goes: train a few steps, measure them, and forget them. No run folder is touched."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own notices; read when torch is loaded
+    from deeplense import config as configs
+    from deeplense import train as training
+    from deeplense.train import profile as profiling
+
+    resolved = configs.load(config, settings or [])
+    trace = out / profiling.TRACE if out is not None and out.is_dir() else out
+    profiling.check(resolved, steps, trace)
+    images = training.load_data(resolved, progress=sys.stdout.isatty())
+    found = profiling.profile(resolved, images, steps, trace)
+    _print_profile(found)
+    if trace is not None:
+        print(f"timeline: {trace}; open it in ui.perfetto.dev")
+
+
+@app.command()
 def evaluate(
     run: Run,
     settings: Settings = None,
@@ -334,6 +359,34 @@ def _images(settings: list[str] | None, parts: tuple[str, ...] = ("test", "val")
     if which is None and "test" in splits:
         raise ConfigError(f"{data.path} holds test images only: to train on what is found in them, name them alone")
     return read(data.path, split=which, **data.reading())
+
+
+def _print_profile(found: Any) -> None:
+    """A table of the parts of a step, and one of the operators that take most time."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from deeplense.train.profile import PARTS
+
+    parts, console = Table("part", "of that", box=None, pad_edge=False), Console(highlight=False)
+    operators = Table("operator", box=None, pad_edge=False)
+    for name in ("ms a step", "share", "images/s"):
+        parts.add_column(name, justify="right", no_wrap=True)
+    for name in ("ms a step", "share", "calls"):
+        operators.add_column(name, justify="right", no_wrap=True)
+    for part in found.parts:
+        rate = f"{1e3 * found.images / part.ms:,.0f}" if part.ms else ""
+        parts.add_row(part.name, PARTS[part.name], f"{part.ms:.2f}", f"{part.share:.1%}", rate)
+    parts.add_row("all", "", f"{found.ms:.2f}", "100.0%", f"{1e3 * found.images / found.ms:,.0f}")
+    for operator in found.operators:
+        figures = (f"{operator.ms:.2f}", f"{operator.share:.1%}", f"{operator.calls:g}")
+        operators.add_row(operator.name, *figures)
+    console.print(f"{found.steps} steps of {found.images:g} images on {found.device}")
+    console.print(parts)
+    if found.is_synchronised:
+        console.print("Each part waited for the device at its end: training, which does not wait, is faster.")
+    console.print("\nOperators with the largest self time, in other steps, slowed by torch.profiler:")
+    console.print(operators)
 
 
 def _summary(metrics: dict[str, Any]) -> str:

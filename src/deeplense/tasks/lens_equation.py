@@ -58,7 +58,8 @@ class LensEquationTask(SubstructureTask):
             logger.warning('the images do not say their pixel scale: deflections are for %g" a pixel', PIXEL_SCALE)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        images, moved = self.augment.traced(batch["image"])
+        with self.trainer.profiler.profile("augment"):  # type: ignore[attr-defined]
+            images, moved = self.augment.traced(batch["image"])
         loss = self.step({**batch, "moved": moved}, images)["loss"].mean()
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return loss

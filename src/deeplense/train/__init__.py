@@ -82,7 +82,7 @@ def _compile(task: LensTask) -> None:
         task.network.compile(mode=mode)
 
 
-def _trainer(config: Config, task: LensTask, keeper: Keeper, progress: bool) -> L.Trainer:
+def _trainer(config: Config, task: LensTask, keeper: Keeper, progress: bool, **options: Any) -> L.Trainer:
     train = config.train
     torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; nothing changes on a CPU
     callbacks: list[Callback] = [*_grids(config), *([average(train.ema)] if train.ema else [])]
@@ -104,6 +104,7 @@ def _trainer(config: Config, task: LensTask, keeper: Keeper, progress: bool) -> 
             enable_model_summary=False,
             enable_progress_bar=show,
             use_distributed_sampler=False,
+            **options,
         )
     except MisconfigurationException as error:
         raise ConfigError(f"train.accelerator={train.accelerator}, devices={train.devices}: {error}") from error
