@@ -51,6 +51,7 @@ def of_ours(folder: Path, config: str, *settings: str) -> Stream:
     data = load_data(resolved)
     task = build_task(resolved, data)
     hold(task, data, torch.device("cpu"))
+    data.fetch()
     loader = data.train_dataloader()
 
     def batches() -> Iterator[Any]:

@@ -55,6 +55,7 @@ def of_our_loop(folder: Path, config: str, *settings: str, is_held: bool = True,
     task = build_task(resolved, data).train()
     if is_held:
         hold(task, data, torch.device("cpu"))
+        data.fetch()
     if resolved.train.compile != "no":
         task.network.compile(mode=resolved.train.compile)
     optimizer = torch.optim.AdamW(task.network.parameters(), 1e-3, fused=is_fused)

@@ -36,10 +36,14 @@ class Held:
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """The images of these numbers, (B, C, H', W')."""
-        blocks = np.unique(rows // IN_CACHE)
+        self.fetch(np.unique(rows // IN_CACHE))
+        return self.images.index_select(0, torch.from_numpy(rows).to(self.device))
+
+    def fetch(self, blocks: np.ndarray | None = None) -> None:
+        """Have the blocks of these numbers, all of them if not given, there."""
+        blocks = np.arange(len(self.is_there)) if blocks is None else blocks
         for block in blocks[~self.is_there[blocks]]:
             self._fetch(int(block))
-        return self.images.index_select(0, torch.from_numpy(rows).to(self.device))
 
     @torch.no_grad()
     def _fetch(self, block: int) -> None:

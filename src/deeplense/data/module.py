@@ -155,6 +155,11 @@ class LensDataModule(L.LightningDataModule):
         self._held = Held(self.train.images, *how), Held(self.val.images, *how)
         return prepare is not None
 
+    def fetch(self) -> None:
+        """Have all images there that are held, as they are after an epoch: for who measures the time of later steps."""
+        for held in self._held or ():
+            held.fetch()
+
     def fingerprint(self) -> dict[str, str]:
         """Names the training and the validation images."""
         return {"train": self.train.fingerprint(), "val": self.val.fingerprint()}

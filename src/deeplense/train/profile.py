@@ -120,6 +120,7 @@ def profile(config: Config, data: LensDataModule, steps: int = 20, trace: Path |
         watch = _Watch(short, steps)
         trainer = _trainer(short, task, watch, progress=False, profiler=watch.clock, limit_val_batches=0)
         hold(task, data, trainer.strategy.root_device)
+        data.fetch()  # what the first steps of a training do once is not typical of a step
         _compile(task)
         trainer.fit(task, datamodule=data)
     if trace is not None:
