@@ -167,7 +167,8 @@ class Augment(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        return self.traced(images)[0]
+        with torch.autocast(images.device.type, enabled=False):
+            return self._changed(images)[0]
 
     def traced(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Changed images (B, C, H, W), and where each has moved what it shows, (B, 2, 3).
@@ -176,19 +177,21 @@ class Augment(nn.Module):
         affine changes are traced, ``shift`` and ``crop`` are not.
         """
         with torch.autocast(images.device.type, enabled=False):  # of half precision, positions would be off by pixels
-            return self._traced(images)
+            images, element = self._changed(images)
+            moved = F.pad(d4_matrices().to(images.device)[element], (0, 1))
+            if self.kornia is not None and _is_affine(self.config):
+                affine: Any = next(self.kornia.children())
+                moved = _then(moved, affine.transform_matrix, images.shape)
+        return images, moved
 
-    def _traced(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _changed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Changed images, and the symmetry that each went through first, (B,)."""
         images, element = _randomly_turned(images, self.config.flips, self.config.quarter_turns)
-        moved = F.pad(d4_matrices().to(images.device)[element], (0, 1))
         if self.config.shift:
             images = _randomly_shifted(images, self.config.shift)
         if self.kornia is not None:
             images = self.kornia(fill_missing(images))  # interpolation would spread NaN
-            if _is_affine(self.config):
-                affine: Any = next(self.kornia.children())
-                moved = _then(moved, affine.transform_matrix, images.shape)
-        return (_with_noise(fill_missing(images), self.config.noise) if self.config.noise else images), moved
+        return (_with_noise(fill_missing(images), self.config.noise) if self.config.noise else images), element
 
 
 def fill_missing(images: Tensor) -> Tensor:
@@ -240,7 +243,11 @@ def d4_matrices() -> Tensor:
 
 
 def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> tuple[Tensor, Tensor]:
-    """A random symmetry for each image, of the square, or only mirrorings, or only turns; and which, (B,)."""
+    """A random symmetry for each image, of the square, or only mirrorings, or only turns; and which, (B,).
+
+    Each is as likely for every image, in every batch anew, but those of neighbours are mostly the same: what is the
+    same lies side by side and is turned at once.
+    """
     allowed = [
         e for e in range(8) if (flips or not e & 4) and (quarter_turns or not e & 1) and (flips or quarter_turns)
     ]
@@ -250,13 +257,25 @@ def _randomly_turned(images: Tensor, flips: bool, quarter_turns: bool) -> tuple[
         )
     if not allowed:
         return images, torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    choice = torch.randint(len(allowed), (len(images),))  # on the CPU: a GPU would be waited for to count them
-    alike, turned = choice.argsort().split(torch.bincount(choice, minlength=len(allowed)).tolist()), images.clone()
-    for element, places in zip(allowed, alike, strict=True):
-        if element and len(places):
-            places = places.to(images.device)
-            turned.index_copy_(0, places, d4(images.index_select(0, places), element))
-    return turned, torch.tensor(allowed)[choice].to(images.device)
+    counts = torch.bincount(torch.randint(len(allowed), (len(images),)), minlength=len(allowed))
+    element = torch.tensor(allowed)[torch.randperm(len(allowed))]
+    turned = torch.empty_like(images)
+    for part, into, e in zip(
+        images.split(counts.tolist()), turned.split(counts.tolist()), element.tolist(), strict=True
+    ):
+        _turn_into(into, part, e)
+    return turned, element.repeat_interleave(counts).to(images.device)
+
+
+def _turn_into(turned: Tensor, images: Tensor, element: int) -> None:
+    """Fill ``turned`` with what :func:`d4` makes of images."""
+    if images.device.type != "cpu":
+        turned.copy_(d4(images, element))
+        return
+    # numpy mirrors and turns by strides: one copy instead of two or three.
+    view = images.numpy()
+    view = view[..., ::-1] if element & 4 else view
+    turned.numpy()[...] = np.rot90(view, element & 3, axes=(-2, -1))
 
 
 def _then(moved: Tensor, matrix: Tensor, shape: torch.Size) -> Tensor:
