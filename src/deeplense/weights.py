@@ -174,24 +174,36 @@ def load(path: Path) -> State:
 def export(task: LensTask, path: Path) -> None:
     """Write the weights of a task as ``.json``, ``.json.gz`` or ``.safetensors``, or the whole of it as ``.onnx``."""
     if path.name.endswith(".onnx"):
-        _export_onnx(task, path)
+        model = as_onnx(task)
+        with replacing(path) as temporary:
+            temporary.write_bytes(model)
     else:
         save(task.network.state_dict(), path)
 
 
 class Served(nn.Module):
-    """Raw images in, table columns out, with preparation, averaging and calibration: what is served was tested."""
+    """Raw images in, table columns out, with preparation, averaging and calibration: what is served was tested.
 
-    def __init__(self, task: Classifier) -> None:
+    Args:
+        is_calibrated: False leaves the calibration out: the outputs that :meth:`Classifier.columns` takes come out.
+    """
+
+    def __init__(self, task: Classifier, is_calibrated: bool = True) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.is_calibrated = task, is_calibrated
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) as read -> the task's columns, (B,) each, in their order."""
-        return tuple(self.task.columns(self.task.averaged(image)).values())
+        """(B, C, H, W) as read -> the task's columns, (B,) each, in their order; or its outputs, (B, ...)."""
+        output = self.task.averaged(image)
+        return tuple(self.task.columns(output).values()) if self.is_calibrated else (output,)
 
 
-def _export_onnx(task: LensTask, path: Path) -> None:
+def as_onnx(task: LensTask, is_calibrated: bool = True) -> bytes:
+    """What :class:`Served` does of a task, as an ONNX model of images of the size of training, of any number.
+
+    Raises:
+        ModelError: a task that ONNX cannot run, or the packages for it are not installed.
+    """
     if isinstance(task, DiffusionTask):
         raise ModelError("a diffusion run draws images step by step: export it with --format diffusers")
     if not isinstance(task, Classifier) or task.parts:
@@ -201,19 +213,18 @@ def _export_onnx(task: LensTask, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent
     try:
         program = torch.onnx.export(
-            Served(task).eval(),
+            Served(task, is_calibrated).eval(),
             (example,),
             dynamo=True,
             input_names=["image"],
-            output_names=list(task.columns(task(example))),
+            output_names=list(task.columns(task(example))) if is_calibrated else ["output"],
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
     except ImportError as error:
         raise ModelError(f"ONNX export: {error}; pip install 'deeplense[onnx]'") from error
     assert program is not None  # only the older exporter returns None
-    with replacing(path) as temporary:
-        temporary.write_bytes(program.model_proto.SerializeToString())
+    return program.model_proto.SerializeToString()
 
 
 def _ending(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from deeplense.data import fits, hdf5, npy, pictures
 from deeplense.data.files import as_text
-from deeplense.data.gather import Gathered, Reading, gather, gather_one
+from deeplense.data.gather import Gathered, Reading, gather_one, gather_parts
 from deeplense.data.npy import BadImage
 from deeplense.errors import DataError
 
@@ -79,10 +79,16 @@ def stem(name: str) -> str:
 
 def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gathered:
     """The good images of ``items``; raises DataError as ``gather`` does."""
+    (whole,) = gather_item_parts(source, items, reading, max(len(items), 1))
+    return whole
+
+
+def gather_item_parts(source: object, items: Sequence[Item], reading: Reading, size: int) -> Iterator[Gathered]:
+    """The good images of ``items``, ``size`` on offer at a time; raises DataError as ``gather_parts`` does."""
     _warn_of_more_images(items[0])
     names = [as_text(item.name) for item in items]
     shapes = [_peek(item) for item in items]
-    return gather(source, names, shapes, (partial(_load, item) for item in items), reading)
+    yield from gather_parts(source, names, shapes, (partial(_load, item) for item in items), reading, size)
 
 
 def gather_file(file: Path, reading: Reading) -> Gathered:

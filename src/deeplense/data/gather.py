@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +99,22 @@ def gather(
     loads: Iterable[Load],
     reading: Reading,
 ) -> Gathered:
-    """Read every image, leave out the bad ones and say which.
+    """Read every image, leave out the bad ones and say which; arguments and errors as of :func:`gather_parts`."""
+    (whole,) = gather_parts(source, names, shapes, loads, reading, max(len(names), 1))
+    return whole
+
+
+def gather_parts(
+    source: object,
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...] | BadImage],
+    loads: Iterable[Load],
+    reading: Reading,
+    size: int,
+) -> Iterator[Gathered]:
+    """Read every image, ``size`` at a time, leave out the bad ones and say which; a part of bad ones only is left out.
+
+    The usual shape and the share of bad images are those of the whole.
 
     Args:
         source: where the images come from, for the messages.
@@ -118,16 +134,20 @@ def gather(
         elif shape != usual:
             offers.reject(place, f"shape {shape} where most are {usual}")
     offers.check()
-    images = memory.empty((len(names) - len(offers.bad), *(usual or (1, 1, 1))), reading.max_memory_gb)
-    kept, masses, nan = _fill(images, offers, loads)
-    if not kept:
+    rest, num, nan = enumerate(_with_progress(loads, len(names), reading)), 0, Counter[str]()
+    for start in range(0, len(names), size):
+        places = range(start, min(start + size, len(names)))
+        room = sum(place not in offers.bad for place in places)
+        images = memory.empty((room, *(usual or (1, 1, 1))), reading.max_memory_gb)
+        part = _fill(images, offers, islice(rest, len(places)), places)
+        num, nan = num + len(part.kept), nan + part.nan
+        if len(part.kept):
+            yield part
+    next(rest, None)  # the end of the bar
+    if not num:
         raise DataError(f"none of the {len(names)} images in {source} can be used: {offers.some()}")
-    for place, reason in sorted(offers.bad.items()):
-        logger.warning("left out %s: %s", names[place], reason)
     if nan["images"]:
-        logger.info("%s: %d of %d images have NaN, %d pixels in all", source, nan["images"], len(kept), nan["pixels"])
-    bad = [names[place] for place in sorted(offers.bad)]
-    return Gathered(images[: len(kept)], np.array(kept, np.int64), masses, bad, nan)
+        logger.info("%s: %d of %d images have NaN, %d pixels in all", source, nan["images"], num, nan["pixels"])
 
 
 def gather_one(image: np.ndarray, mass: float | None, reading: Reading) -> Gathered:
@@ -162,14 +182,12 @@ def _count(missing: int) -> Counter[str]:
     return Counter(images=int(missing > 0), pixels=missing)
 
 
-def _fill(
-    images: np.ndarray, offers: _Offers, loads: Iterable[Load]
-) -> tuple[list[int], list[float | None], Counter[str]]:
-    """Load into the rows of ``images`` one after the other; places of the good ones, their masses, numbers of NaN."""
+def _fill(images: np.ndarray, offers: _Offers, loads: Iterable[tuple[int, Load]], places: range) -> Gathered:
+    """Load what is on offer at some places into the rows of ``images`` one after the other; log what is left out."""
     kept: list[int] = []
     masses: list[float | None] = []
     nan: Counter[str] = Counter()
-    for place, load in enumerate(_with_progress(loads, len(offers.names), offers.reading)):
+    for place, load in loads:
         if place in offers.bad:
             continue
         try:
@@ -182,7 +200,10 @@ def _fill(
         nan.update(_count(missing))
         kept.append(place)
         masses.append(mass)
-    return kept, masses, nan
+    bad = [place for place in places if place in offers.bad]
+    for place in bad:
+        logger.warning("left out %s: %s", offers.names[place], offers.bad[place])
+    return Gathered(images[: len(kept)], np.array(kept, np.int64), masses, [offers.names[i] for i in bad], nan)
 
 
 def _usual_shape(shapes: Iterable[tuple[int, ...] | BadImage]) -> tuple[int, ...] | None:

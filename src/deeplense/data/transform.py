@@ -126,11 +126,15 @@ class Preprocess(nn.Module):
 
     def framed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) as read -> the part and size of them that the network sees, in the values as read."""
-        images = _resized(fill_missing(images), self.input_size)
+        images = self.completed(images)
         if self.crop is not None:
             top, left = ((side - self.crop) // 2 for side in self.input_size)
             images = images[:, :, top : top + self.crop, left : left + self.crop]
         return images if self.size is None else _resized(images, (self.size, self.size))
+
+    def completed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) as read -> of ``input_size``, missing pixels filled, in the values as read."""
+        return _resized(fill_missing(images), self.input_size)
 
     def _clipped(self, images: Tensor) -> Tensor:
         if self.clip is None:

@@ -318,7 +318,7 @@ def can_compile() -> bool:
         torch.compile(lambda x: x + 1)(torch.zeros(8))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        logger.warning("torch.compile does not work here (%s): images are simulated without it, more slowly", reason)
+        logger.warning("torch.compile does not work here (%s): going on without it, more slowly", reason)
         return False
     return True
 
