@@ -125,7 +125,7 @@ class Classifier(Reader):
     def validated_on(self, lens_set: LensSet, batch_size: int) -> Columns:
         """:meth:`truth` for all images of a set, on the CPU: what :meth:`calibrate` wants; and their ``loss``."""
         self.eval()
-        dataset, parts, step = LensDataset(lens_set), [], self._step(batch_size)
+        dataset, parts, step = LensDataset(lens_set), [], self.step_of(batch_size)
         for start in range(0, len(dataset), step):
             batch = dataset.__getitems__(range(start, min(start + step, len(dataset))))
             batch = {name: column.to(self.device) for name, column in batch.items()}
@@ -138,11 +138,11 @@ class Classifier(Reader):
         """What :meth:`averaged`, or the engine, says of raw images; a turned image counts as one of the batch."""
         self._check(images)
         self.eval()
-        answer, step = self.engine or self.averaged, self._step(batch_size)
+        answer, step = self.engine or self.averaged, self.step_of(batch_size)
         for start in range(0, len(images), step):
             yield answer(torch.from_numpy(np.array(images[start : start + step])).to(self.device)).cpu()
 
-    def _step(self, batch_size: int) -> int:
+    def step_of(self, batch_size: int) -> int:
         """How many images the network sees ``batch_size`` versions of."""
         return max(batch_size // len(SYMMETRIES[self.average]), 1)
 
