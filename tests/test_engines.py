@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,8 +105,6 @@ def test_without_a_compiler_torch_works_on_and_says_so(runs, monkeypatch, caplog
 @pytest.mark.parametrize("has_labels", [True, False])
 def test_8_bits_cost_what_the_line_says(name, has_labels, runs):
     pytest.importorskip("onnxruntime")
-    from dataclasses import replace
-
     images = SETS[name](60, seed=5)
     images = images if has_labels else replace(images, label=None, classes=())
     predictor = Predictor.load(runs[name], engine="onnx")
@@ -121,7 +120,7 @@ def test_8_bits_cost_what_the_line_says(name, has_labels, runs):
         found = re.search(r"change by (\S+) \(median\), (\S+) at most \(60 images\)", line)
         np.testing.assert_allclose([float(found[1]), float(found[2])], [np.median(change), change.max()], rtol=0.06)
         return
-    kind = dict(multi_class="ovr", average="macro") if name == "substructure" else {}
+    kind = {"multi_class": "ovr", "average": "macro"} if name == "substructure" else {}
     scores = [each if name == "substructure" else each[:, 0] for each in probs]
     aucs = [roc_auc_score(images.label, score, **kind) for score in scores]
     found = re.search(r"AUC (\S+), in float (\S+) \(60 labelled images\)", line)

@@ -54,16 +54,17 @@ class OnnxRuntime:
     Args:
         task: says how images of another size are brought to that of the model.
         model: see :func:`deeplense.weights.as_onnx`, without calibration.
+        plain: the same network in floats, if this one is quantised.
 
     Raises:
         ModelError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, task: Classifier, model: bytes) -> None:
+    def __init__(self, task: Classifier, model: bytes, plain: OnnxRuntime | None = None) -> None:
         runtime = import_runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.task, self.model = task, model
+        self.task, self.model, self.plain = task, model, plain or self
         self.session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class OnnxRuntime:
             try:
                 quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
                 quantization.quantize_static(str(ready), str(small), batches, **how)
-                return OnnxRuntime(self.task, small.read_bytes())
+                return OnnxRuntime(self.task, small.read_bytes(), plain=self)
             except Exception as error:  # whatever it stumbles over, there is the network in floats
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise ModelError(f"this network cannot be quantised ({reason})") from error
@@ -161,13 +162,14 @@ def quantise(task: LensTask, first: Sequence[LensSet]) -> str:
         raise ConfigError("int8 is a matter of ONNX Runtime: add --engine onnx")
     if not first:
         raise DataError("there are no images to find the ranges of 8 bits on")
-    images = _evenly(first[0], CALIBRATED_ON).images
+    images, plain = _evenly(first[0], CALIBRATED_ON).images, engine.plain
     try:
-        small = engine.quantised(images)
+        small = plain.quantised(images)
     except ModelError as error:
+        task.engine = plain
         return f"int8: {error}: the network stays in float"
     task.engine = small
-    return f"int8: {_cost(task, engine, small, first)}; {_gain(task, engine, small, images)}"
+    return f"int8: {_cost(task, plain, small, first)}; {_gain(task, plain, small, images)}"
 
 
 def _cost(task: Classifier, plain: Outputs, small: Outputs, first: Sequence[LensSet]) -> str:

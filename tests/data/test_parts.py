@@ -9,6 +9,7 @@ import pytest
 
 from deeplense.data import store
 from deeplense.data.read import parts, read
+from deeplense.data.schema import Parts
 from deeplense.errors import DataError
 from toy import lens_set, write_folder
 
@@ -81,15 +82,17 @@ def test_bad_images_of_all_parts_count_together_and_stop_the_reading_early(tmp_p
     folder = write_folder(lens_set(40), tmp_path)
     np.save(sorted(folder.rglob("*.npy"))[39], np.zeros((1, 24, 24)))  # constant: is found when it is read
     bad = spoil(folder, range(3))
-    found = list(parts(folder, size=3, max_bad_fraction=0.1))  # the first part holds none that can be used
-    assert sum(map(len, found)) == 36 and [len(part) for part in found][:2] == [3, 3]
-    assert [name for part in found for name in part.provenance["bad"]] == read(folder, max_bad_fraction=0.1).provenance[
-        "bad"
-    ][3:]
-    assert all(f"left out {name}" in caplog.text for name in bad)
-    late, read_before = parts(folder, size=10, max_bad_fraction=0.09), []
+    found = list(parts(folder, size=7, max_bad_fraction=0.1))
+    assert [len(part) for part in found] == [4, 7, 7, 7, 7, 4]
+    left_out = [name for part in found for name in part.provenance["bad"]]
+    assert left_out == read(folder, max_bad_fraction=0.1).provenance["bad"] and left_out[:3] == bad
+    assert all(caplog.text.count(f"left out {name}") == 2 for name in bad)  # once in parts, once whole
+    # The first three are one part, the last image is another: a part that holds none is none.
+    assert [len(part) for part in parts(folder, size=3, max_bad_fraction=0.1)] == [3] * 12
+    begun: list[int] = []
     with pytest.raises(DataError, match="at least 4 of 40 images"):
-        read_before.extend(late)
+        begun.extend(len(part) for part in parts(folder, size=10, max_bad_fraction=0.09))
+    assert begun == [7, 10, 10]
 
 
 def test_a_lost_shard_is_told_as_its_turn_comes(tmp_path):
@@ -102,8 +105,6 @@ def test_a_lost_shard_is_told_as_its_turn_comes(tmp_path):
 
 
 def test_the_head_is_not_lost():
-    from deeplense.data.schema import Parts
-
     whole = lens_set(20)
     first, every = Parts(20, whole.parts(8)).head(10)
     assert [len(part) for part in first] == [8, 8]
