@@ -19,7 +19,6 @@ os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "M
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,11 +34,18 @@ from rich.console import Console
 from rich.table import Table
 
 import deeplense as dl
+from deeplense.data import store
 from deeplense.engines import auc
 from deeplense.tasks import Classifier
 
 ENGINES, AVERAGES = ("torch", "compile", "onnx", "int8"), ("none", "d4")
 SHARD = 1000  # images of the shard that the sets of --memory consist of
+# Says the peak memory of a command. A process of its own: a child's peak starts from the memory of its parent.
+WATCH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=sys.stderr, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -114,7 +120,7 @@ def memory(run: Path, sizes: list[int], engine: str) -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-") as place:
         shard = Path(place) / "shard"
-        dl.write_set(dl.Simulator("hsc-gri", seed=1000), SHARD, shard)
+        store.write(test_set(SHARD), shard, SHARD)
         for num in sizes:
             images, out = linked_set(Path(place) / str(num), shard, num), Path(place) / f"{num}.parquet"
             found[str(num)] = _child(["predict", run, f"data={images}", "--out", out, "--engine", engine], num)
@@ -123,19 +129,13 @@ def memory(run: Path, sizes: list[int], engine: str) -> dict[str, Any]:
 
 
 def _child(words: list[Any], num: int) -> dict[str, float]:
-    begin = time.perf_counter()
     command = [sys.executable, "-m", "deeplense.cli", *map(str, words), "--average", "none", "--quiet"]
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    child = subprocess.Popen(command, env=threads)
-    _, status, usage = os.wait4(child.pid, 0)
+    begin = time.perf_counter()
+    watched = subprocess.run([sys.executable, "-c", WATCH, *command], env=threads, stdout=subprocess.PIPE, check=True)
     seconds = time.perf_counter() - begin
-    if status:
-        sys.exit(f"{' '.join(command)} ended with {status}")
-    return {"seconds": seconds, "images_per_second": num / seconds, "peak_mb": _megabytes(usage)}
-
-
-def _megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+    unit = 2**20 if platform.system() == "Darwin" else 2**10
+    return {"seconds": seconds, "images_per_second": num / seconds, "peak_mb": int(watched.stdout) / unit}
 
 
 def table(rows: dict[str, Any]) -> Table:

@@ -174,12 +174,11 @@ def quantise(task: LensTask, first: Sequence[LensSet]) -> str:
 
 def _cost(task: Classifier, plain: Outputs, small: Outputs, first: Sequence[LensSet]) -> str:
     """What becomes worse, in words: the AUC where labels tell, else the probabilities."""
-    sets = _labelled(task, first) or first
-    num = -(-JUDGED_ON // len(sets))
-    sets = [_evenly(each, num) for each in sets]
+    labelled = _labelled(task, first)
+    sets = [_evenly(each, -(-JUDGED_ON // len(labelled or first))) for each in labelled or first]
     before, after = (_outputs(task, engine, sets) for engine in (plain, small))
     total = len(before)
-    if all(each.label is not None for each in sets):
+    if labelled:
         label = np.concatenate([each.label for each in sets if each.label is not None])
         aucs = [auc(task, outputs, label) for outputs in (before, after)]
         if aucs[0] is not None:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -211,16 +212,19 @@ def as_onnx(task: LensTask, is_calibrated: bool = True) -> bytes:
     task = copy.deepcopy(task).cpu().eval()
     example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent
+    names = list(task.columns(task(example))) if is_calibrated else ["output"]
     try:
-        program = torch.onnx.export(
-            Served(task, is_calibrated).eval(),
-            (example,),
-            dynamo=True,
-            input_names=["image"],
-            output_names=list(task.columns(task(example))) if is_calibrated else ["output"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
+            program = torch.onnx.export(
+                Served(task, is_calibrated).eval(),
+                (example,),
+                dynamo=True,
+                input_names=["image"],
+                output_names=names,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
     except ImportError as error:
         raise ModelError(f"ONNX export: {error}; pip install 'deeplense[onnx]'") from error
     assert program is not None  # only the older exporter returns None
