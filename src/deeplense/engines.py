@@ -51,9 +51,11 @@ class Compiled:
 class OnnxRuntime:
     """The network, with its preparation, in ONNX Runtime on as many cores as torch uses.
 
+    Missing pixels are filled, and other sizes resized, before: where there are none, that costs nothing.
+
     Args:
-        task: says how images of another size are brought to that of the model.
-        model: see :func:`deeplense.weights.as_onnx`, without calibration.
+        task: of which the model is.
+        model: :class:`deeplense.weights.Answering` of the task.
         plain: the same network in floats, if this one is quantised.
 
     Raises:
@@ -69,9 +71,8 @@ class OnnxRuntime:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Raw images (B, C, H, W) -> outputs (B, ...)."""
-        if tuple(images.shape[-2:]) != tuple(self.task.preprocess.input_size):
-            images = self.task.preprocess.completed(images)
-        return torch.from_numpy(self.session.run(None, {"image": images.numpy()})[0])
+        completed = self.task.preprocess.completed(images)
+        return torch.from_numpy(self.session.run(None, {"image": completed.numpy()})[0])
 
     def quantised(self, images: np.ndarray) -> OnnxRuntime:
         """The same with convolutions and matrix products in 8 bits, their ranges found on raw images (N, C, H, W).
@@ -142,7 +143,7 @@ def start(task: LensTask, engine: str) -> None:
         return
     if engine == "onnx":
         import_runtime()  # before the work of an export
-        task.engine = OnnxRuntime(task, weights.as_onnx(task, is_calibrated=False))
+        task.engine = OnnxRuntime(task, weights.as_onnx(task, weights.Answering))
     elif can_compile():
         task.engine = Compiled(task)
 

@@ -183,24 +183,41 @@ def export(task: LensTask, path: Path) -> None:
 
 
 class Served(nn.Module):
-    """Raw images in, table columns out, with preparation, averaging and calibration: what is served was tested.
+    """Raw images in, table columns out, with preparation, averaging and calibration: what is served was tested."""
 
-    Args:
-        is_calibrated: False leaves the calibration out: the outputs that :meth:`Classifier.columns` takes come out.
-    """
-
-    def __init__(self, task: Classifier, is_calibrated: bool = True) -> None:
+    def __init__(self, task: Classifier) -> None:
         super().__init__()
-        self.task, self.is_calibrated = task, is_calibrated
+        self.task = task
+
+    @property
+    def names(self) -> list[str]:
+        """Of what comes out."""
+        return list(self.task.columns(self.task(self.example)))
+
+    @property
+    def example(self) -> Tensor:
+        """Two images of the size of training."""
+        return torch.zeros(2, self.task.in_channels, *self.task.preprocess.input_size)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) as read -> the task's columns, (B,) each, in their order; or its outputs, (B, ...)."""
-        output = self.task.averaged(image)
-        return tuple(self.task.columns(output).values()) if self.is_calibrated else (output,)
+        """(B, C, H, W) as read -> the task's columns, (B,) each, in their order."""
+        return tuple(self.task.columns(self.task.averaged(image)).values())
 
 
-def as_onnx(task: LensTask, is_calibrated: bool = True) -> bytes:
-    """What :class:`Served` does of a task, as an ONNX model of images of the size of training, of any number.
+class Answering(Served):
+    """The part in the middle: images without missing pixels in, outputs before calibration out."""
+
+    @property
+    def names(self) -> list[str]:
+        return ["output"]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W), completed by ``task.preprocess`` -> outputs, (B, ...)."""
+        return (self.task.mean_answer(self.task.preprocess.prepared(image)),)
+
+
+def as_onnx(task: LensTask, kind: type[Served] = Served) -> bytes:
+    """What :class:`Served` does of a task, or :class:`Answering`, as an ONNX model of any number of images.
 
     Raises:
         ModelError: a task that ONNX cannot run, or the packages for it are not installed.
@@ -209,19 +226,17 @@ def as_onnx(task: LensTask, is_calibrated: bool = True) -> bytes:
         raise ModelError("a diffusion run draws images step by step: export it with --format diffusers")
     if not isinstance(task, Classifier) or task.parts:
         raise ModelError(f"a {task.config.task} run fits a lens to each image, which ONNX cannot: use predict")
-    task = copy.deepcopy(task).cpu().eval()
-    example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
+    served = kind(copy.deepcopy(task).cpu()).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent
-    names = list(task.columns(task(example))) if is_calibrated else ["output"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
             program = torch.onnx.export(
-                Served(task, is_calibrated).eval(),
-                (example,),
+                served,
+                (served.example,),
                 dynamo=True,
                 input_names=["image"],
-                output_names=names,
+                output_names=served.names,
                 dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
                 verbose=False,
             )

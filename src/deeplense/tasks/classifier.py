@@ -157,7 +157,11 @@ class Classifier(Reader):
 
     def averaged(self, images: Tensor) -> Tensor:
         """Raw images (B, C, H, W) -> float32 outputs, the mean over the symmetries that :attr:`average` names."""
-        prepared, elements = self.preprocess(images), SYMMETRIES[self.average]
+        return self.mean_answer(self.preprocess(images))
+
+    def mean_answer(self, prepared: Tensor) -> Tensor:
+        """What :meth:`averaged` says of images that are prepared already."""
+        elements = SYMMETRIES[self.average]
         # All in one batch; a quarter turn of images that are not square gives a batch of another shape.
         is_square = prepared.shape[-2] == prepared.shape[-1]
         batches = [elements] if is_square else [[e for e in elements if e & 1 == odd] for odd in (0, 1)]
