@@ -117,6 +117,21 @@ def test_predict_for_another_prevalence(deeplense, finder, finder_images, tmp_pa
     assert all(rare < common for rare, common in zip(b["p_lens"].to_pylist(), a["p_lens"].to_pylist(), strict=True))
 
 
+def test_predict_by_another_engine_says_what_8_bits_cost(deeplense, finder, finder_images, tmp_path):
+    pytest.importorskip("onnxruntime")
+    words = ("predict", finder, f"data={finder_images}", "--average", "none", "--quiet")
+    assert deeplense(*words, "--out", tmp_path / "a.csv")[0] == 0
+    code, output, _ = deeplense(*words, "--out", tmp_path / "b.csv", "--engine", "onnx", "--int8")
+    cost, rows = output.splitlines()
+    assert (code, rows) == (0, f"48 rows are in {tmp_path / 'b.csv'}")
+    assert cost.startswith("int8: AUC ") and "(48 labelled images)" in cost
+    a, b = (pyarrow.csv.read_csv(tmp_path / name) for name in ("a.csv", "b.csv"))
+    assert a["name"].equals(b["name"])
+    np.testing.assert_allclose(b["p_lens"].to_numpy(), a["p_lens"].to_numpy(), atol=0.1)
+    code, _, error = deeplense(*words, "--out", tmp_path / "c.csv", "--int8")
+    assert (code, "add --engine onnx" in error) == (2, True)
+
+
 def one_class(folder):
     images = lens_set(30)
     return write_folder(images.select(np.flatnonzero(images.label == 1)), folder)

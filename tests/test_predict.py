@@ -1,16 +1,21 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import torch
 from scipy.special import expit, logit
 
+from deeplense import config as configs
 from deeplense import weights
+from deeplense.data import store
+from deeplense.data.read import parts, read
 from deeplense.data.transform import Preprocess
 from deeplense.errors import ConfigError, DataError, RunError
-from deeplense.predict import Predictor, check_table
+from deeplense.predict import Predictor, check_table, write_tables
 from deeplense.tasks import get
-from toy import CLASSES, finder_set, lens_set, tiny, tiny_finder
+from toy import CLASSES, finder_set, lens_set, tiny, tiny_finder, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,56 @@ def test_other_sizes_warn_once_and_are_predicted(run, caplog):
     table = Predictor.load(run).predict(lens_set(9, size=40), batch_size=2)
     assert table.num_rows == 9
     assert [r.message for r in caplog.records] == ["images of 40x40 pixels are resized to the 24x24 of training"]
+
+
+def test_other_sizes_warn_once_for_all_parts(run, caplog):
+    tables = list(Predictor.load(run).predict_parts(lens_set(9, size=40).parts(2)))
+    assert [table.num_rows for table in tables] == [2, 2, 2, 2, 1]
+    assert len([r for r in caplog.records if "are resized to" in r.message]) == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("layout", ["store", "folder", "stack"])
+def test_a_table_written_in_parts_is_that_of_the_whole_set(run, layout, ending, tmp_path):
+    images = lens_set(43, seed=5)
+    images.images[7, 0, :5] = np.nan
+    if layout == "store":
+        store.write(images, tmp_path / "set", shard_size=8)
+    elif layout == "folder":
+        write_folder(images, tmp_path / "set")
+    else:
+        np.save(tmp_path / "set.npy", images.images)
+    path, out = tmp_path / ("set.npy" if layout == "stack" else "set"), tmp_path / f"table.{ending}"
+    predictor = Predictor.load(run, device="cpu")
+    whole, found = predictor.predict(read(path)), parts(path, size=10)
+    assert write_tables(predictor.predict_parts(found), out, found.num) == 43
+    table = pyarrow.csv.read_csv(out) if ending == "csv" else pyarrow.parquet.read_table(out)
+    assert table.column_names == whole.column_names
+    assert table["name"].to_pylist() == whole["name"].to_pylist()
+    for name in table.column_names[1:]:
+        np.testing.assert_allclose(table[name].to_numpy(), whole[name].to_numpy(), rtol=0, atol=1e-6)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, out.name}
+
+
+def test_a_table_is_written_whole_or_not_at_all(run, tmp_path):
+    predictor, images = Predictor.load(run), lens_set(8)
+    sets = [images, replace(images, images=images.images.repeat(2, axis=1))]
+    with pytest.raises(DataError, match="have 2 channels"):
+        write_tables(predictor.predict_parts(sets), tmp_path / "table.csv")
+    with pytest.raises(DataError, match="there are no images"):
+        write_tables([], tmp_path / "table.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_average_and_an_engine_are_for_classifiers_alone(tmp_path):
+    config = configs.load("tiny/inversion", [f"out={tmp_path}"])
+    weights.save_task(get("inversion")(config, (), 1, Preprocess((48, 48))).eval(), tmp_path)
+    with pytest.raises(
+        ConfigError, match="is for substructure or finder or lens-equation runs, this is a inversion run"
+    ):
+        Predictor.load(tmp_path, engine="onnx")
+    with pytest.raises(ConfigError, match="a inversion run has no average"):
+        Predictor.load(tmp_path, average="none")
 
 
 def test_no_images_give_an_empty_table(run):

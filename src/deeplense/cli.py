@@ -189,17 +189,39 @@ def predict(
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Table to write: .csv or .parquet")] = Path("predictions.csv"),
     prevalence: Prevalence = None,
+    engine: Annotated[str, typer.Option(help="torch, compile or onnx: what runs the network of a classifier")] = (
+        "torch"
+    ),
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With --engine onnx: 8 bits in place of floats; says what that costs")
+    ] = False,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            help="none, flips or d4: what predictions are averaged over, that of the run if not given; none is several "
+            "times faster, and probabilities keep the calibration of the run"
+        ),
+    ] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Probabilities for images, as a table."""
-    from deeplense.predict import Predictor, check_table, write_table
+    """Probabilities for images, as a table; a set of any size, for it is read in parts."""
+    from deeplense.data.read import parts
+    from deeplense.engines import JUDGED_ON
+    from deeplense.predict import Predictor, check_table, write_tables
 
     check_table(out)
-    predictor = Predictor.load(run)
+    if int8 and engine != "onnx":
+        raise ConfigError("--int8 is a matter of ONNX Runtime: add --engine onnx")
+    path, split, reading = _named(settings, ("test", "val"))
+    predictor = Predictor.load(run, engine=engine, average=average)
     if prevalence is not None:
         predictor.retarget(prevalence)
-    table = predictor.predict(_images(settings))
-    write_table(table, out)
-    print(f"{table.num_rows} rows are in {out}")
+    images = parts(path, split=split, **reading)
+    if int8:
+        first, images = images.head(JUDGED_ON)
+        print(predictor.quantise(first))
+    progress = not quiet and sys.stderr.isatty()
+    print(f"{write_tables(predictor.predict_parts(images), out, images.num, progress=progress)} rows are in {out}")
 
 
 @app.command()
@@ -348,8 +370,16 @@ def demo(
 
 def _images(settings: list[str] | None, parts: tuple[str, ...] = ("test", "val")) -> Any:
     """The LensSet that ``data=...`` names; of a folder with splits, the first of these parts that is there."""
+    from deeplense.data.read import read
+
+    path, split, reading = _named(settings, parts)
+    return read(path, split=split, **reading)
+
+
+def _named(settings: list[str] | None, parts: tuple[str, ...]) -> tuple[str, str | None, dict[str, Any]]:
+    """The images that ``data=...`` names: where, which of these parts of a folder with splits, and how to read them."""
     from deeplense import config as configs
-    from deeplense.data.read import find_splits, read
+    from deeplense.data.read import find_splits
 
     data = configs.parse_data(settings or [])
     if data.path is None:
@@ -358,7 +388,7 @@ def _images(settings: list[str] | None, parts: tuple[str, ...] = ("test", "val")
     which = next((split for split in parts if split in splits), None)
     if which is None and "test" in splits:
         raise ConfigError(f"{data.path} holds test images only: to train on what is found in them, name them alone")
-    return read(data.path, split=which, **data.reading())
+    return data.path, which, data.reading()
 
 
 def _print_profile(found: Any) -> None:

@@ -54,7 +54,7 @@ def mine(
     _check_free(out)
     predictor = _finder(run)
     hardest, lenses, scored = _Hardest(num), [], 0
-    for part in _parts(images):
+    for part in images.parts(CHUNK) if isinstance(images, LensSet) else images:
         if not scored:
             warn_if_seen(predictor.card, images if isinstance(images, LensSet) else part)
         part = _scored(predictor, run, part)
@@ -112,14 +112,6 @@ def _finder(run: Path) -> Predictor:
     if not isinstance(predictor.task, FinderTask):
         raise ConfigError(f"{run} is a run of {predictor.task.config.task}: lens-like is what a finder says")
     return predictor
-
-
-def _parts(images: LensSet | Iterable[LensSet]) -> Iterator[LensSet]:
-    if not isinstance(images, LensSet):
-        yield from images
-        return
-    for start in range(0, len(images), CHUNK):
-        yield images.select(np.arange(start, min(start + CHUNK, len(images))))
 
 
 def _scored(predictor: Predictor, run: Path, part: LensSet) -> LensSet:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -174,7 +175,9 @@ def load(path: Path) -> State:
 def export(task: LensTask, path: Path) -> None:
     """Write the weights of a task as ``.json``, ``.json.gz`` or ``.safetensors``, or the whole of it as ``.onnx``."""
     if path.name.endswith(".onnx"):
-        _export_onnx(task, path)
+        model = as_onnx(task)
+        with replacing(path) as temporary:
+            temporary.write_bytes(model)
     else:
         save(task.network.state_dict(), path)
 
@@ -186,34 +189,61 @@ class Served(nn.Module):
         super().__init__()
         self.task = task
 
+    @property
+    def names(self) -> list[str]:
+        """Of what comes out."""
+        return list(self.task.columns(self.task(self.example)))
+
+    @property
+    def example(self) -> Tensor:
+        """Two images of the size of training."""
+        return torch.zeros(2, self.task.in_channels, *self.task.preprocess.input_size)
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) as read -> the task's columns, (B,) each, in their order."""
         return tuple(self.task.columns(self.task.averaged(image)).values())
 
 
-def _export_onnx(task: LensTask, path: Path) -> None:
+class Answering(Served):
+    """The part in the middle: images without missing pixels in, outputs before calibration out."""
+
+    @property
+    def names(self) -> list[str]:
+        return ["output"]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W), completed by ``task.preprocess`` -> outputs, (B, ...)."""
+        return (self.task.mean_answer(self.task.preprocess.prepared(image)),)
+
+
+def as_onnx(task: LensTask, kind: type[Served] = Served) -> bytes:
+    """What :class:`Served` does of a task, or :class:`Answering`, as an ONNX model of any number of images.
+
+    Raises:
+        ModelError: a task that ONNX cannot run, or the packages for it are not installed.
+    """
     if isinstance(task, DiffusionTask):
         raise ModelError("a diffusion run draws images step by step: export it with --format diffusers")
     if not isinstance(task, Classifier) or task.parts:
         raise ModelError(f"a {task.config.task} run fits a lens to each image, which ONNX cannot: use predict")
-    task = copy.deepcopy(task).cpu().eval()
-    example = torch.zeros(2, task.in_channels, *task.preprocess.input_size)
+    served = kind(copy.deepcopy(task).cpu()).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision's operators are absent
     try:
-        program = torch.onnx.export(
-            Served(task).eval(),
-            (example,),
-            dynamo=True,
-            input_names=["image"],
-            output_names=list(task.columns(task(example))),
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
+            program = torch.onnx.export(
+                served,
+                (served.example,),
+                dynamo=True,
+                input_names=["image"],
+                output_names=served.names,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
     except ImportError as error:
         raise ModelError(f"ONNX export: {error}; pip install 'deeplense[onnx]'") from error
     assert program is not None  # only the older exporter returns None
-    with replacing(path) as temporary:
-        temporary.write_bytes(program.model_proto.SerializeToString())
+    return program.model_proto.SerializeToString()
 
 
 def _ending(path: Path) -> str:

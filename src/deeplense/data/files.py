@@ -40,6 +40,9 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise RunError(f"{path} cannot be written: {reason}; nothing else is lost: mend it and run again") from error
+    except BaseException:  # of the block's own, Ctrl-C among them
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 
 from deeplense.data import cache, fits, hdf5, npy, pictures
 from deeplense.data.files import as_text
-from deeplense.data.gather import Gathered, Reading, Room, gather, gather_one
+from deeplense.data.gather import Gathered, Reading, Room, gather_one, gather_parts
 from deeplense.data.npy import BadImage
 from deeplense.errors import DataError
 
@@ -81,21 +81,28 @@ def stem(name: str) -> str:
 
 
 def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gathered:
-    """The good images of ``items``; raises DataError as ``gather`` does."""
-    _warn_of_more_images(items[0])
-    read = partial(_read_items, source, items, reading)
+    """The good images of ``items``, from the cache where they are many; raises DataError as ``gather`` does."""
+
+    def read(room: Room | None = None) -> Gathered:
+        (whole,) = gather_item_parts(source, items, reading, max(len(items), 1), room)
+        return whole
+
     if not reading.cache or len(items) < cache.MANY:
         return read()
     return cache.remembered((file for item in items for file in item.files), reading, read)
 
 
-def _read_items(source: object, items: Sequence[Item], reading: Reading, room: Room | None = None) -> Gathered:
+def gather_item_parts(
+    source: object, items: Sequence[Item], reading: Reading, size: int, room: Room | None = None
+) -> Iterator[Gathered]:
+    """The good images of ``items``, ``size`` on offer at a time; arguments and errors as of ``gather_parts``."""
+    _warn_of_more_images(items[0])
     form = format_of(items[0].files[0].name)
     threads = _THREADS if form is not None and form.is_parallel else 1
     with ThreadPoolExecutor(threads) as pool:
         shapes = list(pool.map(_peek, items, chunksize=64) if threads > 1 else map(_peek, items))
     names = [as_text(item.name) for item in items]
-    return gather(source, names, shapes, (partial(_load, item) for item in items), reading, room, threads)
+    yield from gather_parts(source, names, shapes, (partial(_load, i) for i in items), reading, size, room, threads)
 
 
 def gather_file(file: Path, reading: Reading) -> Gathered:

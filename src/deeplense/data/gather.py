@@ -105,10 +105,25 @@ def gather(
     shapes: Sequence[tuple[int, ...] | BadImage],
     loads: Iterable[Load],
     reading: Reading,
+) -> Gathered:
+    """Read every image, leave out the bad ones and say which; arguments and errors as of :func:`gather_parts`."""
+    (whole,) = gather_parts(source, names, shapes, loads, reading, max(len(names), 1))
+    return whole
+
+
+def gather_parts(
+    source: object,
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...] | BadImage],
+    loads: Iterable[Load],
+    reading: Reading,
+    size: int,
     room: Room | None = None,
     threads: int = 1,
-) -> Gathered:
-    """Read every image, leave out the bad ones and say which.
+) -> Iterator[Gathered]:
+    """Read every image, ``size`` at a time, leave out the bad ones and say which; a part of bad ones only is left out.
+
+    The usual shape and the share of bad images are those of the whole.
 
     Args:
         source: where the images come from, for the messages.
@@ -130,17 +145,22 @@ def gather(
         elif shape != usual:
             offers.reject(place, f"shape {shape} where most are {usual}")
     offers.check()
-    shape = (len(names) - len(offers.bad), *(usual or (1, 1, 1)))
-    images = room(shape) if room else memory.empty(shape, reading.max_memory_gb)
-    kept, masses, nan = _fill(images, offers, loads, threads)
-    if not kept:
+    wanted = ((place, load) for place, load in enumerate(loads) if place not in offers.bad)
+    rest = iter(_with_progress(_loaded(wanted, reading, threads), len(names) - len(offers.bad), reading))
+    num, nan = 0, Counter[str]()
+    for start in range(0, len(names), size):
+        places = range(start, min(start + size, len(names)))
+        shape = (sum(place not in offers.bad for place in places), *(usual or (1, 1, 1)))
+        images = room(shape) if room else memory.empty(shape, reading.max_memory_gb)
+        part = _fill(images, offers, islice(rest, len(images)), places)
+        num, nan = num + len(part.kept), nan + part.nan
+        if len(part.kept):
+            yield part
+    next(rest, None)  # the end of the bar
+    if not num:
         raise DataError(f"none of the {len(names)} images in {source} can be used: {offers.some()}")
-    for place, reason in sorted(offers.bad.items()):
-        logger.warning("left out %s: %s", names[place], reason)
     if nan["images"]:
-        logger.info("%s: %d of %d images have NaN, %d pixels in all", source, nan["images"], len(kept), nan["pixels"])
-    bad = [names[place] for place in sorted(offers.bad)]
-    return Gathered(images[: len(kept)], np.array(kept, np.int64), masses, bad, nan)
+        logger.info("%s: %d of %d images have NaN, %d pixels in all", source, nan["images"], num, nan["pixels"])
 
 
 def gather_one(image: np.ndarray, mass: float | None, reading: Reading) -> Gathered:
@@ -175,16 +195,17 @@ def _count(missing: int) -> Counter[str]:
     return Counter(images=int(missing > 0), pixels=missing)
 
 
+_Loaded = tuple[np.ndarray, int, float | None]
+
+
 def _fill(
-    images: np.ndarray, offers: _Offers, loads: Iterable[Load], threads: int
-) -> tuple[list[int], list[float | None], Counter[str]]:
-    """Load into the rows of ``images``, in order; places of the good ones, their masses, numbers of NaN."""
+    images: np.ndarray, offers: _Offers, loaded: Iterable[tuple[int, _Loaded | BadImage]], places: range
+) -> Gathered:
+    """Put what was loaded from some places into the rows of ``images``, in order; log what is left out."""
     kept: list[int] = []
     masses: list[float | None] = []
     nan: Counter[str] = Counter()
-    wanted = ((place, load) for place, load in enumerate(loads) if place not in offers.bad)
-    total = len(offers.names) - len(offers.bad)
-    for place, found in _with_progress(_loaded(wanted, offers.reading, threads), total, offers.reading):
+    for place, found in loaded:
         if isinstance(found, BadImage):
             offers.reject(place, str(found))
             offers.check()
@@ -193,10 +214,10 @@ def _fill(
         nan.update(_count(missing))
         kept.append(place)
         masses.append(mass)
-    return kept, masses, nan
-
-
-_Loaded = tuple[np.ndarray, int, float | None]
+    bad = [place for place in places if place in offers.bad]
+    for place in bad:
+        logger.warning("left out %s: %s", offers.names[place], offers.bad[place])
+    return Gathered(images[: len(kept)], np.array(kept, np.int64), masses, [offers.names[i] for i in bad], nan)
 
 
 def _loaded(

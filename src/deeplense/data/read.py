@@ -6,18 +6,21 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deeplense.data import classes, listing, store
 from deeplense.data.files import as_text
-from deeplense.data.formats import ENDINGS, Item, format_of, gather_file, gather_items, pixel_scale
+from deeplense.data.formats import ENDINGS, Item, format_of, gather_file, gather_item_parts, pixel_scale
 from deeplense.data.gather import Gathered, Reading
 from deeplense.data.npz import read_npz
-from deeplense.data.schema import LensSet
+from deeplense.data.schema import LensSet, Parts
 from deeplense.data.stack import read_single
 from deeplense.data.table import TABLES, is_table, read_table
 from deeplense.data.writer import FINISHED
@@ -100,10 +103,33 @@ def read(
         progress=progress,
         cache=cache,
     )
-    try:
-        return _read_folder(source, split, reading) if source.is_dir() else _read_file(source, split, reading)
-    except OSError as error:
-        raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
+    with _told(source):
+        if not source.is_dir():
+            return _read_file(source, split, reading)
+        (whole,) = _read_folder(source, split, reading, sys.maxsize)
+        return whole
+
+
+def parts(path: str | os.PathLike[str], *, split: str | None = None, size: int = 1024, **reading: Any) -> Parts:
+    """Read an image set part by part, so that sets of any size fit in memory: the same images in the same order.
+
+    Of a `deeplense` data set some shards at a time are read, of folders some files. Single files and tables are read
+    whole (above ``max_memory_gb`` memory-mapped) and handed out in parts.
+
+    Args:
+        path: as of :func:`read`, as are ``split`` and the errors, which may come with any part.
+        size: most images of a part; a shard is never divided.
+        reading: further settings of :func:`read`: bands, mask_value, max_bad_fraction (of the whole set) ...
+    """
+    source, bands = Path(path).expanduser(), reading.pop("bands", None)
+    settings = Reading(**reading, bands=None if bands is None else tuple(bands))
+    with _told(source):
+        if source.is_dir():
+            found = _read_folder(source, split, settings, size)
+        else:
+            whole = _read_file(source, split, settings)
+            found = Parts(len(whole), whole.parts(size))
+    return replace(found, sets=_told_each(source, found.sets))
 
 
 def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
@@ -143,19 +169,21 @@ def _read_file(source: Path, split: str | None, reading: Reading) -> LensSet:
     if format_of(source.name) is None:
         allowed = ", ".join((*ENDINGS, ".npz", *TABLES))
         raise DataError(f"{source} is not an image file or a table; allowed: {allowed}, or a folder of images")
-    return _as_set(source, gather_file(source, reading), [Item(source.name, (source,))])
+    item = Item(source.name, (source,))
+    return _as_set(source, gather_file(source, reading), [item], pixel_scale([item]))
 
 
-def _read_folder(source: Path, split: str | None, reading: Reading) -> LensSet:
+def _read_folder(source: Path, split: str | None, reading: Reading, size: int) -> Parts:
     _refuse_columns(source, reading)
     if split is None and store.is_store(source):
-        return _masked(store.open(source, max_memory_gb=reading.max_memory_gb), reading.mask_value)
+        found = store.parts(source, size, max_memory_gb=reading.max_memory_gb)
+        return replace(found, sets=(_masked(part, reading.mask_value) for part in found))
     store.check_finished(source)
     splits = find_splits(source)
     if split is None and len(splits) > 1:
         raise DataError(f"{source} holds the splits {', '.join(splits)}: say which, for example split='train'")
     if split is None and not splits:
-        return _read_images(source, None, reading)
+        return _read_images(source, None, reading, size)
     if split is None:
         split = next(iter(splits))
         logger.warning("%s holds the split %r only: reading that", source, split)
@@ -163,14 +191,14 @@ def _read_folder(source: Path, split: str | None, reading: Reading) -> LensSet:
         holds = did_you_mean(split, splits) if splits else "it holds no splits: leave split= out"
         raise DataError(f"{source} has no split {split!r}; {holds}")
     if splits[split] != source:
-        return _read_folder(splits[split], None, reading)
-    return _read_images(source, split, reading)
+        return _read_folder(splits[split], None, reading, size)
+    return _read_images(source, split, reading, size)
 
 
-def _read_images(source: Path, split: str | None, reading: Reading) -> LensSet:
+def _read_images(source: Path, split: str | None, reading: Reading, size: int) -> Parts:
     """A folder of class folders (those of a split, if they have its prefix), or of images if there are none."""
     if split is None and (objects := listing.joined(source, source, reading.bands)):
-        return _as_set(source, gather_items(source, objects, reading), objects)
+        return Parts(len(objects), _as_sets(source, objects, reading, size))
     items, label, names = _list_classes(source, _class_folders(source, split), reading)
     beside = listing.items(source, source, reading.bands)
     if items and beside and not (source / FINISHED).exists():  # a set of ours may hold a picture of itself
@@ -182,22 +210,42 @@ def _read_images(source: Path, split: str | None, reading: Reading) -> LensSet:
             f"no images in {source}: expected files ({', '.join(ENDINGS)}), class folders of them, or a deeplense data "
             f"set{f'; or read its table, {source / tables[0]}' if tables else ''}"
         )
-    found = _as_set(source, gather_items(source, items or beside, reading), items or beside, label, names)
-    return found if split is None else replace(found, provenance={**found.provenance, "split": split})
+    found = _as_sets(source, items or beside, reading, size, label, names)
+    if split is not None:
+        found = (replace(part, provenance={**part.provenance, "split": split}) for part in found)
+    return Parts(len(items or beside), found)
+
+
+def _as_sets(
+    source: Path,
+    items: Sequence[Item],
+    reading: Reading,
+    size: int,
+    label: Sequence[int] = (),
+    names: tuple[str, ...] = (),
+) -> Iterator[LensSet]:
+    scale, numbers = pixel_scale(items), np.array(label, np.int64) if label else None
+    for found in gather_item_parts(source, items, reading, size):
+        yield _as_set(source, found, items, scale, numbers, names)
 
 
 def _as_set(
-    source: Path, found: Gathered, items: Sequence[Item], label: Sequence[int] = (), names: tuple[str, ...] = ()
+    source: Path,
+    found: Gathered,
+    items: Sequence[Item],
+    scale: float | None,
+    label: np.ndarray | None = None,
+    names: tuple[str, ...] = (),
 ) -> LensSet:
     form = format_of(items[0].files[0].name)
     assert form is not None
     return LensSet(
         images=found.images,
         name=[as_text(items[i].name) for i in found.kept],
-        label=np.array(label, np.int64)[found.kept] if label else None,
+        label=None if label is None else label[found.kept],
         classes=names,
         params=found.params(),
-        pixel_scale=pixel_scale(items),
+        pixel_scale=scale,
         provenance={
             "source": as_text(source),
             "format": f"{form.name} folder" if source.is_dir() else form.name,
@@ -242,6 +290,20 @@ def _masked(lens_set: LensSet, value: float | None) -> LensSet:
     for image in lens_set.images if value is not None else ():
         image[image == value] = np.nan
     return lens_set
+
+
+@contextmanager
+def _told(source: Path) -> Iterator[None]:
+    """What the system refuses becomes a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
+
+
+def _told_each(source: Path, sets: Iterator[LensSet]) -> Iterator[LensSet]:
+    with _told(source):
+        yield from sets
 
 
 def _near(path: Path) -> str:

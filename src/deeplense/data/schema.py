@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class LensSet:
             params=None if self.params is None else self.params.take(index),
         )
 
+    def parts(self, size: int) -> Iterator[LensSet]:
+        """The same images, up to ``size`` at a time, in order."""
+        for start in range(0, len(self), size):
+            yield self.select(np.arange(start, min(start + size, len(self))))
+
     def class_counts(self) -> dict[str, int]:
         """How many images each class has; empty without labels."""
         if self.label is None:
@@ -88,3 +94,26 @@ class LensSet:
         for i in np.unique(np.linspace(0, max(len(self) - 1, 0), 256, dtype=np.int64)) if len(self) else ():
             digest.update(np.ascontiguousarray(self.images[i]).tobytes())
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An image set, some images at a time: a part is read when it is its turn, so that they come once.
+
+    Attributes:
+        num: images on offer, with those that turn out to be bad.
+        sets: the parts, in order, none of them empty.
+    """
+
+    num: int
+    sets: Iterator[LensSet]
+
+    def __iter__(self) -> Iterator[LensSet]:
+        return self.sets
+
+    def head(self, num: int) -> tuple[list[LensSet], Parts]:
+        """The first parts, of ``num`` images together if there are as many; and all parts, with these."""
+        first: list[LensSet] = []
+        while sum(map(len, first)) < num and (part := next(self.sets, None)) is not None:
+            first.append(part)
+        return first, replace(self, sets=chain(first, self.sets))

@@ -69,7 +69,7 @@ class Preprocess(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) as read -> (B, C, H', W') normalised."""
-        return self.normalised(self.framed(images))
+        return self.prepared(self.completed(images))
 
     def fit(self, images: np.ndarray) -> Preprocess:
         """Set mean, scatter (or middle and half width) and softening per channel from training images (N, C, H, W).
@@ -130,9 +130,19 @@ class Preprocess(nn.Module):
         """Pixels of the images as read that one pixel of a :meth:`framed` image is wide."""
         return 1.0 if self.size is None else (self.crop or self.input_size[1]) / self.size
 
+    def completed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) as read -> of ``input_size``, missing pixels filled, in the values as read."""
+        return _resized(fill_missing(images), self.input_size)
+
     def framed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) as read -> the part and size of them that the network sees, in the values as read."""
-        images = _resized(fill_missing(images), self.input_size)
+        return self._cut(self.completed(images))
+
+    def prepared(self, completed: Tensor) -> Tensor:
+        """What :meth:`forward` makes of images that are :meth:`completed` already."""
+        return self.normalised(self._cut(completed))
+
+    def _cut(self, images: Tensor) -> Tensor:
         if self.crop is not None:
             top, left = ((side - self.crop) // 2 for side in self.input_size)
             images = images[:, :, top : top + self.crop, left : left + self.crop]

@@ -72,7 +72,7 @@ def _task_maps(task: Classifier, images: Tensor, target: int | None, layer: str 
         chosen = choose(task.averaged(images)[:, : len(task.classes)], target)  # no class: what is said besides
     maps = [
         _turned_back(grad_cam(task.network, d4(prepared, element), chosen, layer, method), element)
-        for element in SYMMETRIES[task.config.model.average]
+        for element in SYMMETRIES[task.average]
     ]
     return unframe(torch.stack(maps).mean(dim=0), task.preprocess, (images.shape[-2], images.shape[-1]))
 

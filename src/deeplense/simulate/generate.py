@@ -318,7 +318,7 @@ def can_compile() -> bool:
         torch.compile(lambda x: x + 1)(torch.zeros(8))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        logger.warning("torch.compile does not work here (%s): what was to be compiled runs as it is", reason)
+        logger.warning("torch.compile does not work here (%s): going on without it, more slowly", reason)
         return False
     return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class Classifier(Reader):
     Attributes:
         network: prepared images -> outputs.
         calibration: used by :meth:`columns`.
+        average: a name of SYMMETRIES, over which predictions are averaged; ``model.average`` at first.
+        engine: what says in prediction what :meth:`averaged` says, only faster; None for that itself.
         class_weights: how much an image of each class counts in the loss, (K,).
         train_shares: how often the network met each class in training, weights included, (K,).
     """
@@ -45,7 +47,10 @@ class Classifier(Reader):
         super().__init__(config, classes, in_channels, preprocess, architecture)
         self.train_shares = np.full(len(classes), 1 / len(classes))
         self.register_buffer("class_weights", torch.ones(len(classes)), persistent=False)
+        self.average: str = config.model.average
+        self.engine: Callable[[Tensor], Tensor] | None = None
         self._learning: list[nn.Parameter] = []
+        self._resized: tuple[int, int] | None = None
 
     # What a task defines.
 
@@ -121,9 +126,9 @@ class Classifier(Reader):
     def validated_on(self, lens_set: LensSet, batch_size: int) -> Columns:
         """:meth:`truth` for all images of a set, on the CPU: what :meth:`calibrate` wants; and their ``loss``."""
         self.eval()
-        dataset, parts = LensDataset(lens_set), []
-        for start in range(0, len(dataset), batch_size):
-            batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
+        dataset, parts, step = LensDataset(lens_set), [], self.step_of(batch_size)
+        for start in range(0, len(dataset), step):
+            batch = dataset.__getitems__(range(start, min(start + step, len(dataset))))
             batch = {name: column.to(self.device) for name, column in batch.items()}
             output = self.averaged(batch["image"])
             parts.append({"loss": self.loss(output, batch), **self.truth(output, batch)})
@@ -131,22 +136,40 @@ class Classifier(Reader):
 
     @torch.inference_mode()
     def outputs(self, images: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-        """What :meth:`averaged` says of raw images."""
+        """What :meth:`averaged`, or the engine, says of raw images; a turned image counts as one of the batch."""
         self._check(images)
         self.eval()
-        for start in range(0, len(images), batch_size):
-            yield self.averaged(torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device)).cpu()
+        answer, step = self.engine or self.averaged, self.step_of(batch_size)
+        for start in range(0, len(images), step):
+            yield answer(torch.from_numpy(np.array(images[start : start + step])).to(self.device)).cpu()
+
+    def step_of(self, batch_size: int) -> int:
+        """How many images the network sees ``batch_size`` versions of."""
+        return max(batch_size // len(SYMMETRIES[self.average]), 1)
 
     def _check(self, images: np.ndarray) -> None:
         channels, height, width = images.shape[1:]
         if channels != self.in_channels:
             raise DataError(f"the images have {channels} channels; this network was trained on {self.in_channels}")
         wanted = self.preprocess.input_size
-        if (height, width) != wanted:
+        if (height, width) not in (wanted, self._resized):  # once, not with every part of a set
+            self._resized = height, width
             logger.warning("images of %dx%d pixels are resized to the %dx%d of training", height, width, *wanted)
 
     def averaged(self, images: Tensor) -> Tensor:
-        """Raw images (B, C, H, W) -> float32 outputs, the mean over the symmetries that ``model.average`` names."""
-        prepared = self.preprocess(images)
-        turned = [self.network(self._layout(d4(prepared, e))).float() for e in SYMMETRIES[self.config.model.average]]
-        return torch.stack(turned).mean(dim=0)
+        """Raw images (B, C, H, W) -> float32 outputs, the mean over the symmetries that :attr:`average` names."""
+        return self.mean_answer(self.preprocess(images))
+
+    def mean_answer(self, prepared: Tensor) -> Tensor:
+        """What :meth:`averaged` says of images that are prepared already."""
+        elements = SYMMETRIES[self.average]
+        # All in one batch; a quarter turn of images that are not square gives a batch of another shape.
+        is_square = prepared.shape[-2] == prepared.shape[-1]
+        batches = [elements] if is_square else [[e for e in elements if e & 1 == odd] for odd in (0, 1)]
+        answers = [self._answers(prepared, batch) for batch in batches if batch]
+        return torch.cat(answers).mean(dim=0)
+
+    def _answers(self, prepared: Tensor, elements: Sequence[int]) -> Tensor:
+        """What the network says of prepared images, turned in each of these ways, (len(elements), B, ...)."""
+        turned = torch.cat([d4(prepared, element) for element in elements])
+        return self.network(self._layout(turned)).float().unflatten(0, (len(elements), -1))
