@@ -1,12 +1,12 @@
 """Prediction rates of a finder by engine, and the memory of `deeplense predict` on sets of growing size.
 
 Rows are torch, compile, onnx and int8, each without an average and with the mean over all eight symmetries, in one
-process and in turns, from raw arrays to table columns. The cost of 8 bits is the AUC on a simulated, balanced test set.
-With --memory the command itself runs, as a child process, on sets of 10^4, 10^5 and 10^6 images: hard links of one
-shard under many names, so that no disk is needed.
+process and in turns, from raw arrays to table columns; of an ensemble, first for one of its networks alone. The cost
+of 8 bits is the AUC on a simulated, balanced test set. With --memory the command itself runs, as a child process, on
+sets of 10^4, 10^5 and 10^6 images: hard links of one shard under many names, so that no disk is needed.
 
-    python benchmarks/predict.py runs/finder --rounds 7
-    python benchmarks/predict.py runs/finder --memory
+    python benchmarks/predict.py weights/hsc-finder --rounds 7
+    python benchmarks/predict.py weights/hsc-finder --memory --engine onnx
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import deeplense as dl
+from deeplense import weights
 from deeplense.data import store
 from deeplense.engines import auc
 from deeplense.tasks import Classifier
@@ -99,6 +100,18 @@ def compare(run: Path, num: int, rounds: int) -> dict[str, Any]:
             assert isinstance(task, Classifier) and judged.label is not None
             rows[name]["auc"] = auc(task, made[name].outputs(judged), judged.label)
     return {"images": {"timed": len(timed), "judged": len(judged)}, "rounds": rounds, "rows": rows}
+
+
+def single(run: Path, folder: Path) -> Path:
+    """A run with the first network of an ensemble, in a folder of its own; the run itself if it has only one."""
+    task = weights.load_task(run, Classifier)
+    if task.config.train.ensemble == 1:
+        return run
+    train = task.config.train.model_copy(update={"ensemble": 1})
+    task.config, task.network = task.config.model_copy(update={"train": train}), task.network.members[0]
+    folder.mkdir()
+    weights.save_task(task, folder)
+    return folder
 
 
 def linked_set(folder: Path, shard: Path, num: int) -> Path:
@@ -177,11 +190,19 @@ def main() -> None:
         args.num, args.rounds, args.sizes = 192, 1, [SHARD, 2 * SHARD]
     torch.set_num_threads(args.threads)
     if args.memory:
-        save(args.out, "memory", memory(args.run, args.sizes, args.engine), args.threads)
+        with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-") as place:
+            run = single(args.run, Path(place) / "single")
+            save(args.out, "memory", memory(run, args.sizes, args.engine), args.threads)
         return
-    figures = compare(args.run, args.num, args.rounds)
-    save(args.out, "rates", figures, args.threads)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(figures["rows"]))
+    with tempfile.TemporaryDirectory(prefix="deeplense-benchmark-") as place:
+        one = single(args.run, Path(place) / "single")
+        for name, run in {"one network": one, "as it is": args.run}.items():
+            figures = compare(run, args.num, args.rounds)
+            save(args.out, name, figures, args.threads)
+            print(name)
+            Console(width=None if sys.stdout.isatty() else 120).print(table(figures["rows"]))
+            if one == args.run:
+                break
 
 
 if __name__ == "__main__":
