@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deeplense import __version__
+from deeplense.data import memory
 from deeplense.data.galaxies import GalaxyBank, read_galaxies
 from deeplense.data.schema import LensSet
 from deeplense.errors import ConfigError
@@ -110,7 +111,7 @@ class Simulator:
         self._photograph: Callable[..., tuple[Tensor, Tensor]] = (
             torch.compile(photograph, dynamic=False) if self.engine == "compiled" else photograph
         )
-        keep_freed_memory()
+        memory.keep_freed()
         self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self._cached_block = lru_cache(maxsize=2)(self.block)
         self._cached_groups = lru_cache(maxsize=2)(self.groups)
@@ -300,15 +301,6 @@ def _fill_normal(deviates: Tensor, seed: int) -> None:
 
 
 @cache
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed images for the next ones, instead of giving it back at every step.
-
-    Freeing one large block raises its thresholds for that; a third of the time of a block of images went into page
-    faults (mallopt(3), dynamic mmap threshold). Elsewhere it does nothing.
-    """
-    torch.empty(30 * 2**20, dtype=torch.uint8)
-
-
 @cache
 def can_compile() -> bool:
     """Whether torch.compile finds what it needs, a C++ compiler above all; logs a line if it does not."""

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deeplense.config import Config
+from deeplense.data import memory
 from deeplense.data.module import LensDataModule
 from deeplense.errors import ConfigError, RunError
 from deeplense.simulate.generate import can_compile
@@ -72,6 +73,7 @@ def _fit_run(config: Config, data: LensDataModule, place: Place = ALONE, *, prog
 
 def hold(task: LensTask, data: LensDataModule, device: torch.device) -> None:
     """Images of ``data`` where the task is trained and, if they may be, as its network wants them."""
+    memory.keep_freed()
     prepare = task.preprocess.to(device) if task.may_prepare_ahead else None
     task.is_prepared = data.hold(device, prepare, task.config.data.max_memory_gb)
 
