@@ -84,7 +84,7 @@ def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gat
     """The good images of ``items``, from the cache where they are many; raises DataError as ``gather`` does."""
 
     def read(room: Room | None = None) -> Gathered:
-        (whole,) = gather_item_parts(source, items, reading, max(len(items), 1), room)
+        (whole,) = _read_items(source, items, reading, max(len(items), 1), room)
         return whole
 
     if not reading.cache or len(items) < cache.MANY:
@@ -92,10 +92,17 @@ def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gat
     return cache.remembered((file for item in items for file in item.files), reading, read)
 
 
-def gather_item_parts(
+def gather_item_parts(source: object, items: Sequence[Item], reading: Reading, size: int) -> Iterator[Gathered]:
+    """The good images of ``items``, ``size`` on offer at a time, or all at once; raises DataError as ``gather_parts``."""
+    if size < len(items):
+        yield from _read_items(source, items, reading, size)
+    else:
+        yield gather_items(source, items, reading)
+
+
+def _read_items(
     source: object, items: Sequence[Item], reading: Reading, size: int, room: Room | None = None
 ) -> Iterator[Gathered]:
-    """The good images of ``items``, ``size`` on offer at a time; arguments and errors as of ``gather_parts``."""
     _warn_of_more_images(items[0])
     form = format_of(items[0].files[0].name)
     threads = _THREADS if form is not None and form.is_parallel else 1
