@@ -93,7 +93,7 @@ def gather_items(source: object, items: Sequence[Item], reading: Reading) -> Gat
 
 
 def gather_item_parts(source: object, items: Sequence[Item], reading: Reading, size: int) -> Iterator[Gathered]:
-    """The good images of ``items``, ``size`` on offer at a time, or all at once; raises DataError as ``gather_parts``."""
+    """The good images of ``items``, ``size`` on offer at a time; raises DataError as ``gather_parts`` does."""
     if size < len(items):
         yield from _read_items(source, items, reading, size)
     else:

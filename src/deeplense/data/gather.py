@@ -146,7 +146,7 @@ def gather_parts(
             offers.reject(place, f"shape {shape} where most are {usual}")
     offers.check()
     wanted = ((place, load) for place, load in enumerate(loads) if place not in offers.bad)
-    rest = iter(_with_progress(_loaded(wanted, reading, threads), len(names) - len(offers.bad), reading))
+    rest = iter(_with_progress(_loaded(wanted, reading, threads, size), len(names) - len(offers.bad), reading))
     num, nan = 0, Counter[str]()
     for start in range(0, len(names), size):
         places = range(start, min(start + size, len(names)))
@@ -221,7 +221,7 @@ def _fill(
 
 
 def _loaded(
-    wanted: Iterable[tuple[int, Load]], reading: Reading, threads: int
+    wanted: Iterable[tuple[int, Load]], reading: Reading, threads: int, size: int
 ) -> Iterator[tuple[int, _Loaded | BadImage]]:
     """Places with image, number of missing pixels and mass, or the reason why there is none; a few ahead of the use."""
 
@@ -238,7 +238,7 @@ def _loaded(
         return
     wanted = iter(wanted)
     with ThreadPoolExecutor(threads) as pool:
-        while window := list(islice(wanted, _WINDOW)):
+        while window := list(islice(wanted, min(size, _WINDOW))):
             yield from pool.map(read, window)
 
 
