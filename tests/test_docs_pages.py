@@ -18,6 +18,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMMANDS = {
     "lens-finding.md": {"simulate", "train", "evaluate", "predict", "explain", "mine"},
     "diffusion.md": {"simulate", "train", "sample", "evaluate", "export"},
+    "performance.md": {"profile", "train"},
     "physics.md": {"simulate", "train", "evaluate", "predict", "fit"},
 }
 PAGES = {name: (DOCS / name).read_text() for name in COMMANDS}
