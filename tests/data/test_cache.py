@@ -2,12 +2,14 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 
 from deeplense.data import cache
 from deeplense.data.read import read
+from deeplense.data.rows import is_mapped
 from deeplense.errors import DataError
 from toy import lens_set, write_folder
 
@@ -101,7 +103,8 @@ def test_changing_images_in_memory_leaves_the_entry_alone(own, folder):
 
 
 @pytest.mark.parametrize("damage", ["images", "rest", "cut"])
-def test_a_damaged_entry_is_read_again(own, folder, damage):
+def test_a_damaged_entry_is_read_again(own, folder, damage, caplog):
+    caplog.set_level("INFO")
     plain = read(folder, cache=True)
     images = np.array(plain.images)
     (entry,) = entries(own)
@@ -112,7 +115,9 @@ def test_a_damaged_entry_is_read_again(own, folder, damage):
     else:
         os.truncate(entry / cache.IMAGES, 1000)
     np.testing.assert_array_equal(np.asarray(read(folder, cache=True).images), images)
+    caplog.clear()
     np.testing.assert_array_equal(np.asarray(read(folder, cache=True).images), images)
+    assert any("read before" in r.message for r in caplog.records)  # and is whole again
 
 
 def test_what_was_not_used_for_longest_goes_when_there_is_no_room(own, tmp_path, monkeypatch):
@@ -127,11 +132,58 @@ def test_what_was_not_used_for_longest_goes_when_there_is_no_room(own, tmp_path,
     assert len(entries(own)) == 2 and first not in entries(own)
 
 
+def test_a_set_that_cannot_fit_deletes_nothing(own, folder, tmp_path, monkeypatch):
+    read(folder, cache=True)
+    kept = entries(own)
+    monkeypatch.setenv("DEEPLENSE_CACHE_GB", "1e-6")
+    other = write_folder(lens_set(12, seed=8), tmp_path / "other")
+    same(read(other), read(other, cache=True))
+    assert entries(own) == kept
+
+
+@pytest.mark.parametrize("limit", ["0", "1e-9", "20"])
+def test_max_memory_holds_with_and_without_room(own, folder, monkeypatch, limit):
+    monkeypatch.setenv("DEEPLENSE_CACHE_GB", limit)
+    assert is_mapped(read(folder, cache=True, max_memory_gb=1e-6).images)
+
+
+def test_files_that_changed_places_are_noticed(own, folder):
+    files = [sorted((folder / name).iterdir())[0] for name in ("no", "vort")]
+    for file in files:
+        os.utime(file, (1, 1))  # as after unpacking an archive
+    read(folder, cache=True)
+    files[0].rename(folder / "aside")
+    files[1].rename(files[0])
+    (folder / "aside").rename(files[1])
+    same(read(folder), read(folder, cache=True))
+
+
+def test_what_a_killed_process_left_goes_after_a_day(own, folder):
+    for name, age in ((".making-old", 3 * 86400), (".making-new", 60)):
+        (own / name).mkdir(parents=True)
+        (own / name / "images.npy").write_bytes(b"x" * 1000)
+        os.utime(own / name, (time.time() - age,) * 2)
+    read(folder, cache=True)
+    assert not (own / ".making-old").exists() and (own / ".making-new").exists()
+
+
+def test_without_a_home_folder_images_are_read_all_the_same(folder, monkeypatch):
+    monkeypatch.setattr(cache, "MANY", 6)
+    for name in ("DEEPLENSE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", homeless)
+    same(read(folder), read(folder, cache=True))
+
+
 @pytest.mark.parametrize("value", ["0", "1e-9"])
 def test_no_room_means_no_cache_and_images_all_the_same(own, folder, monkeypatch, value):
     monkeypatch.setenv("DEEPLENSE_CACHE_GB", value)
     same(read(folder), read(folder, cache=True))
-    assert entries(own) == []
+    assert not own.exists() or entries(own) == []
 
 
 def test_a_limit_that_is_no_number_is_one_line(own, folder, monkeypatch):

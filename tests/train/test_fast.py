@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deeplense import train, weights
+from deeplense.data.held import Held
 from deeplense.data.module import LensDataModule, LensDataset
 from deeplense.data.prefetch import Prefetched
 from deeplense.data.rows import Rows
@@ -19,6 +20,7 @@ from deeplense.train.callbacks import Keeper
 from toy import data, finder_data, lens_set, tiny, tiny_diffusion, tiny_finder, write_folder
 
 TURNS = ["augment.flips=true", "augment.quarter_turns=true"]
+FLIPS = ["augment.flips=true", "augment.quarter_turns=false"]
 PLAIN = [f"augment.{name}" for name in ("degrees=0", "translate=0", "scale=[1,1]", "shift=0", "blur=0", "noise=0")]
 
 
@@ -72,6 +74,21 @@ def test_a_diffusion_model_sees_the_same_images_either_way(tmp_path):
 def test_truth_of_a_lens_forbids_it(tmp_path):
     for name in ("inversion", "lens-equation"):
         assert not get(name).prepares_ahead
+
+
+def test_images_that_are_not_square_are_turned_only_where_they_always_could_be(tmp_path):
+    images = LensDataModule(lens_set(24), lens_set(6, seed=9), 6)
+    for part in (images.train, images.val):
+        object.__setattr__(part, "images", np.ascontiguousarray(part.images[..., :20]))
+    assert not held(tiny(tmp_path / "run", *PLAIN, *TURNS, "model.size=16"), images).is_prepared
+    assert held(tiny(tmp_path / "run", *PLAIN, *FLIPS, "model.size=16"), images).is_prepared
+
+
+def test_validation_images_of_another_size_are_held_as_they_are():
+    images = LensDataModule(lens_set(24), lens_set(6, seed=9, size=30), 6)
+    meta = [Held(s.images, s.images.shape[1:], torch.device("cpu"), None) for s in (images.train, images.val)]
+    for part, whole in zip((images.train, images.val), meta, strict=True):
+        np.testing.assert_array_equal(whole(np.arange(len(part))), part.images)
 
 
 def test_a_set_that_does_not_fit_stays_where_it_is(tmp_path):

@@ -139,20 +139,24 @@ class LensDataModule(L.LightningDataModule):
 
         Args:
             prepare: what happens to all images (B, C, H, W) before the network, if it may happen beforehand.
-            max_gb: memory of a CPU that they may take; of a GPU it is half of what is free.
+            max_gb: memory of a CPU that they may take, with the images as read; of a GPU it is half of what is free.
         """
         self._held = None
         if device.type == "cpu" and prepare is None:
             return False  # they lie in memory already, or are mapped from disk
-        one = torch.from_numpy(np.array(self.train.images[:1])).to(device)
-        one = one if prepare is None else prepare(one)
-        size = one.nbytes * (len(self.train) + len(self.val))
-        room = max_gb * 1e9 if device.type != "cuda" else 0.5 * torch.cuda.mem_get_info(device)[0]
+        sets = (self.train, self.val)
+        ones = [torch.from_numpy(np.array(part.images[:1])).to(device) for part in sets]
+        ones = ones if prepare is None else [prepare(one) for one in ones]
+        size = sum(one.nbytes * len(part) for one, part in zip(ones, sets, strict=True))
+        raw = sum(part.images.nbytes for part in sets if not is_mapped(part.images))
+        room = max_gb * 1e9 - raw if device.type != "cuda" else 0.5 * torch.cuda.mem_get_info(device)[0]
         if size > room:
             logger.info("%.1f GB of images stay where they are: %.1f GB may be held in memory", size / 1e9, room / 1e9)
             return False
-        how = (tuple(one.shape[1:]), one.device, prepare)
-        self._held = Held(self.train.images, *how), Held(self.val.images, *how)
+        train, val = (
+            Held(part.images, tuple(one.shape[1:]), one.device, prepare) for one, part in zip(ones, sets, strict=True)
+        )
+        self._held = train, val
         return prepare is not None
 
     def fetch(self) -> None:

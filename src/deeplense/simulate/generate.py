@@ -301,7 +301,6 @@ def _fill_normal(deviates: Tensor, seed: int) -> None:
 
 
 @cache
-@cache
 def can_compile() -> bool:
     """Whether torch.compile finds what it needs, a C++ compiler above all; logs a line if it does not."""
     # Presets, classes and halo numbers are graphs of their own; at its limit of 8 the compiler would silently give up.

@@ -95,7 +95,9 @@ class LensTask(L.LightningModule):
     @property
     def may_prepare_ahead(self) -> bool:
         """Whether all images may be prepared once, before training, since mirroring and turning commute with it."""
-        return self.prepares_ahead and self.augment.only_turns and self.preprocess.is_symmetric
+        height, width = self.preprocess.input_size
+        is_fit = height == width or not self.config.augment.quarter_turns
+        return self.prepares_ahead and self.augment.only_turns and self.preprocess.is_symmetric and is_fit
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images of a batch as the network wants them."""
@@ -112,7 +114,8 @@ class LensTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         kept = {"index": batch["index"], **self.step(batch, batch["image"])}
-        self._validated.append({name: column.detach() for name, column in kept.items()})
+        # Copies, for a compiled network may write its next answer over this one.
+        self._validated.append({name: column.detach().clone() for name, column in kept.items()})
 
     def on_validation_epoch_end(self) -> None:
         validated = self._gathered()
