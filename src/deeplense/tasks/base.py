@@ -95,9 +95,10 @@ class LensTask(L.LightningModule):
     @property
     def may_prepare_ahead(self) -> bool:
         """Whether all images may be prepared once, before training, since mirroring and turning commute with it."""
+        if not (self.prepares_ahead and self.augment.only_turns and self.preprocess.is_symmetric):
+            return False
         height, width = self.preprocess.input_size
-        is_fit = height == width or not self.config.augment.quarter_turns
-        return self.prepares_ahead and self.augment.only_turns and self.preprocess.is_symmetric and is_fit
+        return height == width or not self.config.augment.quarter_turns
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images of a batch as the network wants them."""
