@@ -12,7 +12,7 @@ import argparse
 import csv
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from deeplense.simulate.generate import BLOCK
 from deeplense.simulate.stream import simulated_set
 from deeplense.tasks.draw import Request, draw
 from deeplense.train import build_task, hold, precision
-from side_by_side import for_seconds, save
+from side_by_side import endless, for_seconds, save
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,11 +114,7 @@ def training_rate(name: str, side: int, size: Size, compile: str = "no") -> dict
     optimizer = torch.optim.AdamW(task.network.parameters(), 1e-3, fused=True)
     is_half = precision(config, task) == "bf16-mixed"
 
-    def batches() -> Iterator[Any]:
-        while True:
-            yield from data.train_dataloader()
-
-    stream = batches()
+    stream = endless(data.train_dataloader())
 
     def step() -> int:
         batch = {name: column.to(task.device) for name, column in next(stream).items()}

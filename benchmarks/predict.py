@@ -19,7 +19,6 @@ os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "M
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from deeplense import weights
 from deeplense.data import store
 from deeplense.engines import auc
 from deeplense.tasks import Classifier
+from side_by_side import spread
 
 ENGINES, AVERAGES = ("torch", "compile", "onnx", "int8"), ("none", "d4")
 SHARD = 1000  # images of the shard that the sets of --memory consist of
@@ -47,11 +47,6 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stdout=sys.stderr, check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Smallest, middle and largest of some measurements."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def test_set(num: int) -> dl.LensSet:

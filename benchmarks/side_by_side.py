@@ -9,7 +9,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ def npy_set(folder: Path, num: int) -> Path:
             shutil.copyfile(source, source.with_name(f"copy-{k // len(files)}-{source.name}"))
         (folder / "done").touch()
     return made
+
+
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """One epoch after the other."""
+    while True:
+        yield from batches
 
 
 def in_turns(works: Mapping[str, Callable[[], float]], rounds: int) -> Rates:

@@ -27,7 +27,6 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = CACHE.name
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +46,7 @@ from deeplense.simulate.generate import BLOCK, Simulator
 from deeplense.simulate.render import render
 from deeplense.simulate.substructure import Columns
 from peers import Caustics, Kwargs, Lenstronomy, LenstronomySurvey, seconds
+from side_by_side import spread
 
 CHECKED = 16  # scenes whose noiseless pixels are compared
 LEAST = 0.5  # seconds that each library has in a round
@@ -103,11 +103,6 @@ class OneKind(Simulator):
     def clean(self, columns: Columns) -> np.ndarray:
         """Noiseless images of a whole group, electrons per second, by the compiled engine, shape (B, C, H, W)."""
         return self._render(self._scenes(columns), self.preset, self.world, self.exposure, self.row.kind).numpy()
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Smallest, middle and largest of some measurements."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def rate(work: Callable[[], Any], images: int, least: float) -> float:

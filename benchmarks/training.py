@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import reference
 from deeplense import load_config, load_data
 from deeplense.train import build_task, hold, precision
-from side_by_side import compared, for_seconds, in_turns, npy_set, save, show, spread
+from side_by_side import compared, endless, for_seconds, in_turns, npy_set, save, show, spread
 
 RESNET = ["model=microsoft/resnet-50", "model.size=128", "data.batch_size=32"]
 
@@ -35,13 +35,10 @@ def of_reference_loop(folder: Path) -> Step:
     files, model = reference.files_of(folder), reference.network().train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     loader = reference.loader(files, 10.0, 5.0, is_training=True)
-    batches = [iter(loader)]
+    batches = endless(loader)
 
     def step() -> int:
-        pair = next(batches[0], None)
-        if pair is None:
-            batches[0] = iter(loader)
-            pair = next(batches[0])
+        pair = next(batches)
         reference.step(model, optimizer, *pair)
         return len(pair[0])
 
@@ -60,13 +57,10 @@ def of_our_loop(folder: Path, config: str, *settings: str, is_held: bool = True,
         task.network.compile(mode=resolved.train.compile)
     optimizer = torch.optim.AdamW(task.network.parameters(), 1e-3, fused=is_fused)
     is_half, loader = precision(resolved, task) == "bf16-mixed", data.train_dataloader()
-    batches = [iter(loader)]
+    batches = endless(loader)
 
     def step() -> int:
-        batch = next(batches[0], None)
-        if batch is None:
-            batches[0] = iter(loader)
-            batch = next(batches[0])
+        batch = next(batches)
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             loss = task.step(batch, task.augment(batch["image"]))["loss"].mean()
